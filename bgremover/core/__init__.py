@@ -1,0 +1,1 @@
+"""Decisions only: no disk, no network, no clock, no chance, no logging."""

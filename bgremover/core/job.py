@@ -1,0 +1,219 @@
+"""The one record of an image's way, its states and its only legal moves."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from bgremover.core.errors import Billed
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What `stat` says a file is. Equal identities mean: not touched in between.
+
+    Sizes in bytes, times in nanoseconds since the epoch, as the file system gives them.
+    """
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    def same_content(self, other: "Identity") -> bool:
+        """Tell whether `other` is the same file with the same bytes.
+
+        The change time is left out: a chmod or a new hard link alters it and no byte.
+        """
+        return (self.inode, self.size, self.mtime_ns) == (other.inode, other.size, other.mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What inspection found. `format` is Pillow's name (JPEG, PNG, WEBP), sizes in pixels."""
+
+    sha256: str
+    format: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What the API gave for the money. `expires_at` is Unix time in seconds.
+
+    `link` is a secret: whoever has it can fetch the result. It is None while an asynchronous
+    generation runs.
+    """
+
+    generation_id: str | None
+    link: str | None
+    expires_at: float
+    request_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One call that was made for an image. `at` is Unix time, `seconds` its duration."""
+
+    number: int
+    at: float
+    outcome: str
+    status: int | None
+    request_id: str | None
+    seconds: float
+    billed: Billed
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Claimed; nothing was asked of the API yet, or all that was asked certainly did not run."""
+
+    kind: Literal["queued"] = "queued"
+
+
+@dataclass(frozen=True, slots=True)
+class Submitting:
+    """The intent is written: a POST may be on its way. Found at start-up: an unknown charge."""
+
+    call_id: int
+    kind: Literal["submitting"] = "submitting"
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """An asynchronous generation runs at the API; it is polled, never submitted again."""
+
+    receipt: Receipt
+    polls: int = 0
+    kind: Literal["accepted"] = "accepted"
+
+
+@dataclass(frozen=True, slots=True)
+class Paid:
+    """The receipt is on disk: from here on everything is free until the link expires."""
+
+    receipt: Receipt
+    broken: int = 0
+    kind: Literal["paid"] = "paid"
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The verified result lies beside its reserved name `output`, about to be published."""
+
+    receipt: Receipt
+    output: str
+    sha256: str
+    size: int
+    kind: Literal["fetched"] = "fetched"
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """Parked until the Unix time `until`, then `resume` goes on where it was."""
+
+    until: float
+    resume: "Queued | Accepted | Paid | Fetched"
+    reason: str
+    kind: Literal["deferred"] = "deferred"
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The cut-out is durable. `filed` once the original has been archived, kept or deleted."""
+
+    output: str
+    sha256: str
+    size: int
+    reused: bool = False
+    filed: bool = False
+    kind: Literal["saved"] = "saved"
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """It cannot be cut out. `filed` once original and error JSON lie in quarantine as `name`."""
+
+    code: str
+    report: str
+    name: str = ""
+    filed: bool = False
+    kind: Literal["quarantined"] = "quarantined"
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """Let go: the original was withdrawn, or belongs to a sweep again."""
+
+    reason: str
+    kind: Literal["released"] = "released"
+
+
+State = Queued | Submitting | Accepted | Paid | Fetched | Deferred | Saved | Quarantined | Released
+
+MOVES: dict[type[State], tuple[type[State], ...]] = {
+    Queued: (Submitting, Deferred, Saved, Quarantined, Released),
+    Submitting: (Accepted, Paid, Queued, Deferred, Quarantined),
+    Accepted: (Accepted, Paid, Deferred, Quarantined),
+    Paid: (Paid, Fetched, Deferred, Quarantined),
+    Fetched: (Saved, Paid, Deferred, Quarantined),
+    Deferred: (Queued, Accepted, Paid, Fetched, Deferred, Quarantined, Released),
+    Saved: (Saved,),
+    Quarantined: (Quarantined,),
+    Released: (),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One image's way from claim to rest.
+
+    `path` is relative to the inbox, with "/" and surrogate escapes for bytes that are no UTF-8.
+    `faults` counts what speaks against the image itself, `crashes` the kills it was in flight at.
+    """
+
+    id: str
+    path: str
+    identity: Identity
+    claimed_at: float
+    state: State
+    picture: Picture | None = None
+    attempts: tuple[Attempt, ...] = ()
+    faults: int = 0
+    crashes: int = 0
+
+    def to(self, state: State) -> "Job":
+        """Return this job in `state`.
+
+        Raises:
+            ValueError: The move is not one of `MOVES`; a bug, never a user's mistake.
+        """
+        if type(state) not in MOVES[type(self.state)]:
+            raise ValueError(f"job {self.id}: {self.state.kind} cannot become {state.kind}")
+        return replace(self, state=state)
+
+    @property
+    def billed_calls(self) -> int:
+        """How many calls of this image were certainly charged."""
+        return sum(attempt.billed is Billed.YES for attempt in self.attempts)
+
+    @property
+    def unknown_calls(self) -> int:
+        """How many calls of this image may have been charged."""
+        return sum(attempt.billed is Billed.UNKNOWN for attempt in self.attempts)
+
+
+def at_rest(state: State) -> bool:
+    """Tell whether no worker has anything to do for a job in `state` now."""
+    match state:
+        case Saved(filed=filed) | Quarantined(filed=filed):
+            return filed
+        case Deferred() | Released():
+            return True
+        case _:
+            return False
+
+
+def finished(state: State) -> bool:
+    """Tell whether the job's way has ended."""
+    return at_rest(state) and not isinstance(state, Deferred)
