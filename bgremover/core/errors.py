@@ -29,7 +29,8 @@ BgremoverError
 │   ├── LinkFailed           link_failed
 │   ├── LinkExpired          link_expired
 │   ├── LinkRefused          link_refused
-│   └── BrokenResult         broken_result
+│   ├── BrokenResult         broken_result
+│   └── InternalFault        internal_error     a defect of this program
 ├── AccountFault (ACCOUNT: everything pauses, every file stays)
 │   ├── KeyRefused           key_refused
 │   ├── PaymentRequired      payment_required
@@ -321,6 +322,13 @@ class BrokenResult(ServiceFault):
     code = "broken_result"
 
 
+class InternalFault(ServiceFault):
+    """A defect of this program met the image; counts against it only if others succeed."""
+
+    code = "internal_error"
+    hint = "This is a defect of bgremover: please report the traceback of the log."
+
+
 class AccountFault(BgremoverError):
     """True of every image in the queue: the line pauses and every file stays where it is."""
 
@@ -363,10 +371,19 @@ class ContractChanged(AccountFault):
 
 
 class BudgetReached(AccountFault):
-    """The budget of the day or the month leaves no room for another call."""
+    """The budget of the day or the month leaves no room for another call.
+
+    Args:
+        message: Which budget, how much of it is spent.
+        resumes_in: Seconds until the day or the month ends.
+    """
 
     code = "budget_reached"
     hint = "Work resumes when the day or the month ends, or when the budget is raised."
+
+    def __init__(self, message: str, *, resumes_in: float) -> None:
+        super().__init__(message)
+        self.resumes_in = resumes_in
 
 
 class LocalFault(BgremoverError):

@@ -113,18 +113,22 @@ class Deferred:
     """Parked until the Unix time `until`, then `resume` goes on where it was."""
 
     until: float
-    resume: "Queued | Accepted | Paid | Fetched"
+    resume: "Queued | Accepted | Paid | Fetched | Saved | Quarantined"
     reason: str
     kind: Literal["deferred"] = "deferred"
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The cut-out is durable. `filed` once the original has been archived, kept or deleted."""
+    """The cut-out is durable. `filed` once the original has been archived, kept or deleted.
+
+    The receipt stays: while its link lives, a cut-out that was moved away is free to fetch again.
+    """
 
     output: str
     sha256: str
     size: int
+    receipt: Receipt | None = None
     reused: bool = False
     filed: bool = False
     kind: Literal["saved"] = "saved"
@@ -152,14 +156,14 @@ class Released:
 State = Queued | Submitting | Accepted | Paid | Fetched | Deferred | Saved | Quarantined | Released
 
 MOVES: dict[type[State], tuple[type[State], ...]] = {
-    Queued: (Submitting, Deferred, Saved, Quarantined, Released),
-    Submitting: (Accepted, Paid, Queued, Deferred, Quarantined),
+    Queued: (Queued, Submitting, Paid, Deferred, Saved, Quarantined, Released),
+    Submitting: (Accepted, Paid, Queued, Deferred, Quarantined, Released),
     Accepted: (Accepted, Paid, Deferred, Quarantined),
     Paid: (Paid, Fetched, Deferred, Quarantined),
     Fetched: (Saved, Paid, Deferred, Quarantined),
-    Deferred: (Queued, Accepted, Paid, Fetched, Deferred, Quarantined, Released),
-    Saved: (Saved,),
-    Quarantined: (Quarantined,),
+    Deferred: (Queued, Accepted, Paid, Fetched, Deferred, Saved, Quarantined, Released),
+    Saved: (Saved, Deferred),
+    Quarantined: (Quarantined, Deferred),
     Released: (),
 }
 
@@ -169,7 +173,8 @@ class Job:
     """One image's way from claim to rest.
 
     `path` is relative to the inbox, with "/" and surrogate escapes for bytes that are no UTF-8.
-    `faults` counts what speaks against the image itself, `crashes` the kills it was in flight at.
+    `faults` counts what speaks against the image itself, `crashes` the kills it was in flight at,
+    `checked_at` is when the ledger was last asked for an earlier cut-out of the same bytes.
     """
 
     id: str
@@ -181,6 +186,7 @@ class Job:
     attempts: tuple[Attempt, ...] = ()
     faults: int = 0
     crashes: int = 0
+    checked_at: float = 0.0
 
     def to(self, state: State) -> "Job":
         """Return this job in `state`.

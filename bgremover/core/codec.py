@@ -1,0 +1,92 @@
+"""A job as JSON text and back, as the ledger stores it.
+
+JSON with ASCII escapes carries names that are no UTF-8 (lone surrogates) unharmed.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import Any, cast
+
+from bgremover.core.errors import Billed
+from bgremover.core.job import (
+    Accepted,
+    Attempt,
+    Deferred,
+    Fetched,
+    Identity,
+    Job,
+    Paid,
+    Picture,
+    Quarantined,
+    Queued,
+    Receipt,
+    Released,
+    Saved,
+    State,
+    Submitting,
+)
+
+_STATES: dict[str, type[Any]] = {
+    "queued": Queued,
+    "submitting": Submitting,
+    "accepted": Accepted,
+    "paid": Paid,
+    "fetched": Fetched,
+    "deferred": Deferred,
+    "saved": Saved,
+    "quarantined": Quarantined,
+    "released": Released,
+}
+
+
+def encode(job: Job) -> str:
+    """Return `job` as one line of ASCII JSON."""
+    return json.dumps(_plain(job), separators=(",", ":"))
+
+
+def decode(text: str) -> Job:
+    """Return the job that `encode` wrote.
+
+    Raises:
+        ValueError: The text is no job: the ledger is damaged.
+    """
+    try:
+        return _job(json.loads(text))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a job: {error!r}") from error
+
+
+def _plain(value: object) -> object:
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value.value if isinstance(value, Enum) else value
+
+
+def _job(data: Mapping[str, Any]) -> Job:
+    picture = data["picture"]
+    return Job(
+        **{
+            **data,
+            "identity": Identity(**data["identity"]),
+            "state": _state(data["state"]),
+            "picture": Picture(**picture) if picture else None,
+            "attempts": tuple(_attempt(item) for item in data["attempts"]),
+        }
+    )
+
+
+def _attempt(data: Mapping[str, Any]) -> Attempt:
+    return Attempt(**{**data, "billed": Billed(data["billed"])})
+
+
+def _state(data: Mapping[str, Any]) -> State:
+    values = dict(data)
+    if values.get("receipt"):
+        values["receipt"] = Receipt(**values["receipt"])
+    if "resume" in values:
+        values["resume"] = _state(values["resume"])
+    return cast("State", _STATES[values["kind"]](**values))

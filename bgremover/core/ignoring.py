@@ -1,0 +1,120 @@
+"""Which names in the inbox are no images: partial uploads and the litter of NAS and desktops."""
+
+import fnmatch
+import re
+from dataclasses import dataclass, field
+
+FILES = (
+    ".*",  # hidden files: temporary names of rsync and Syncthing, ._* of macOS, .DS_Store
+    "Thumbs.db",
+    "ehthumbs*.db",
+    "desktop.ini",
+    "Icon\r",
+    "~$*",
+    "~syncthing~*",
+    "*.part",
+    "*.partial",
+    "*.filepart",
+    "*.crdownload",
+    "*.download",
+    "*.opdownload",
+    "*.tmp",
+    "*.temp",
+    "*.swp",
+    "*~",
+    "*.!ut",
+    "*.aria2",
+    "*.lock",
+    "*@SynoEAStream",
+    "*@SynoResource",
+)
+"""Built-in globs for file names, compared without regard to case."""
+
+FOLDERS = (
+    ".*",  # .stversions, .stfolder, .Trash-1000, .AppleDouble, .@__thumb, ...
+    "@eaDir",
+    "#recycle",
+    "#snapshot",
+    "@Recycle",
+    "@Recently-Snapshot",
+    "@tmp",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "lost+found",
+    "__MACOSX",
+    "Network Trash Folder",
+    "Temporary Items",
+)
+"""Built-in globs for folders; nothing below them is looked at."""
+
+
+def _compiled(globs: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(_translated(glob) for glob in globs) or r"(?!)", re.IGNORECASE)
+
+
+def _translated(glob: str) -> str:
+    if "/" not in glob:
+        return fnmatch.translate(glob)
+    parts = [_part(part) for part in glob.strip("/").split("/")]
+    return r"(?s:" + "".join(parts).removesuffix("/") + r")\Z"
+
+
+def _part(part: str) -> str:
+    if part == "**":
+        return r"(?:[^/]+/)*"
+    inner = fnmatch.translate(part).removeprefix("(?s:").removesuffix(r")\Z").removesuffix(r")\z")
+    return inner.replace(".*", "[^/]*") + "/"
+
+
+_FILES = _compiled(FILES)
+_FOLDERS = _compiled(FOLDERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Ignore:
+    """The built-in list and the globs of the configuration.
+
+    A glob without "/" is compared with each name, one with "/" with the path below the inbox;
+    there `*` stays within a name and `**` stands for any folders. Case does not matter.
+
+    Args:
+        globs: `watch.ignore`.
+    """
+
+    globs: tuple[str, ...] = ()
+    _names: re.Pattern[str] = field(init=False, repr=False, compare=False)
+    _paths: re.Pattern[str] = field(init=False, repr=False, compare=False)
+    _has_paths: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        names = tuple(glob for glob in self.globs if "/" not in glob)
+        paths = tuple(glob for glob in self.globs if "/" in glob)
+        object.__setattr__(self, "_names", _compiled(names))
+        object.__setattr__(self, "_paths", _compiled(paths))
+        object.__setattr__(self, "_has_paths", bool(paths))
+
+    def file(self, name: str, path: str) -> bool:
+        """Tell whether the file `name`, at `path` below the inbox, is left alone."""
+        return bool(_FILES.match(name) or self._names.match(name)) or self._path(path)
+
+    def folder(self, name: str, path: str) -> bool:
+        """Tell whether the folder `name`, at `path` below the inbox, is not entered."""
+        return bool(_FOLDERS.match(name) or self._names.match(name)) or self._path(path)
+
+    def path(self, path: str) -> bool:
+        """Tell whether the file at `path` is left alone, for itself or for a folder above it."""
+        return self.why(path) is not None
+
+    def why(self, path: str) -> str | None:
+        """Return in words why `path` is left alone; None when it is not."""
+        *folders, name = path.split("/")
+        above = ""
+        for folder in folders:
+            above += folder
+            if self.folder(folder, above):
+                return f"the folder {above} is ignored"
+            above += "/"
+        return f"the name {name} is ignored" if self.file(name, path) else None
+
+    def _path(self, path: str) -> bool:
+        return self._has_paths and bool(self._paths.match(path))
