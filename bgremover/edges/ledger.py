@@ -1,0 +1,542 @@
+"""The ledger: what was claimed, paid and saved, in SQLite on a local disk.
+
+Three tables. `jobs` holds each image's record, whole, as JSON. `calls` holds one row for each
+POST: written before the first byte (the intent), completed with its outcome; a row without an
+outcome may have been billed. `names` holds which original owns which name in the outbox.
+
+WAL with `synchronous=FULL`: a transaction that returned survives a power cut. All work goes
+through one thread which commits whatever has gathered while it was busy in one transaction
+(group commit), so that ten workers do not cost ten fsyncs.
+"""
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from bgremover.core.codec import decode, encode
+from bgremover.core.errors import (
+    Billed,
+    DiskFailed,
+    DiskFull,
+    LocalFault,
+    ReadOnlyDisk,
+    SetupError,
+)
+from bgremover.core.job import (
+    Accepted,
+    Deferred,
+    Fetched,
+    Job,
+    Paid,
+    Quarantined,
+    Saved,
+    State,
+    Submitting,
+    finished,
+)
+from bgremover.core.naming import fold
+
+SCHEMA_VERSION = 1
+FILE_NAME = "ledger.sqlite3"
+
+_SCHEMA = """
+CREATE TABLE jobs (
+    id TEXT PRIMARY KEY,
+    path BLOB NOT NULL,
+    kind TEXT NOT NULL,
+    finished INTEGER NOT NULL,
+    bound INTEGER NOT NULL,
+    sha256 TEXT,
+    output BLOB,
+    code TEXT,
+    updated_at REAL NOT NULL,
+    body TEXT NOT NULL
+) STRICT;
+CREATE INDEX jobs_unfinished ON jobs (finished) WHERE finished = 0;
+CREATE INDEX jobs_sha256 ON jobs (sha256) WHERE sha256 IS NOT NULL;
+CREATE INDEX jobs_path ON jobs (path);
+CREATE INDEX jobs_failures ON jobs (updated_at) WHERE kind = 'quarantined';
+CREATE TABLE calls (
+    id INTEGER PRIMARY KEY,
+    job_id TEXT NOT NULL,
+    path BLOB NOT NULL,
+    started_at REAL NOT NULL,
+    day TEXT NOT NULL,
+    micro_usd INTEGER NOT NULL,
+    billed TEXT,
+    outcome TEXT,
+    status INTEGER,
+    request_id TEXT,
+    seconds REAL
+) STRICT;
+CREATE INDEX calls_day ON calls (day);
+CREATE INDEX calls_open ON calls (id) WHERE billed IS NULL;
+CREATE TABLE names (
+    key TEXT PRIMARY KEY,
+    output BLOB NOT NULL,
+    job_id TEXT NOT NULL
+) STRICT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One POST. `billed` is None while it is under way; `day` is the local day it began on."""
+
+    id: int
+    job_id: str
+    path: str
+    started_at: float
+    day: str
+    usd: float
+    billed: Billed | None
+    outcome: str | None
+    status: int | None
+    request_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """What was spent, in USD. Calls under way and unknown charges count as spent."""
+
+    today_usd: float
+    month_usd: float
+    total_usd: float
+    billed: int
+    unknown: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One quarantined image, for `status`. `at` is Unix time."""
+
+    file: str
+    code: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """The answer to the wish to call: the call's number, or why it must wait.
+
+    Exactly one of the two is set: `call_id`, or `twin`, a job with the same bytes that is being
+    paid for, or was saved since this one looked for an earlier cut-out.
+    """
+
+    call_id: int | None = None
+    twin: str | None = None
+
+
+class Ledger:
+    """The database itself. One connection, used by one thread at a time.
+
+    Args:
+        folder: The state folder; must exist, on a local file system.
+
+    Raises:
+        SetupError: The ledger was written by a newer version, or is damaged.
+        LocalFault: The disk does not let it be opened.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FILE_NAME
+        with _translated(self._path):
+            _create_private(self._path)
+            self._db = sqlite3.connect(
+                self._path, isolation_level=None, check_same_thread=False, timeout=10
+            )
+            self._prepare()
+
+    def _prepare(self) -> None:
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        except sqlite3.DatabaseError as error:
+            if _is_damage(error):
+                raise damaged(self._path, error) from error
+            raise
+        if version > SCHEMA_VERSION:
+            raise SetupError(
+                f"{self._path} was written by a newer bgremover (schema {version}, this one knows "
+                f"{SCHEMA_VERSION}): install that version again, or use another folders.state"
+            )
+        if version == 0:
+            self._db.executescript(
+                f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            )
+
+    def close(self) -> None:
+        """Close the database; the write-ahead log is folded in."""
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make what is done inside durable together, or undo it together."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Undo what is done inside if it raises, and leave the transaction around it alone."""
+        self._db.execute("SAVEPOINT one")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK TO one")
+            self._db.execute("RELEASE one")
+            raise
+        self._db.execute("RELEASE one")
+
+    def put(self, job: Job, now: float) -> None:
+        """Record `job` as it is now. A released job is forgotten unless it made a call."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                job.id,
+                os.fsencode(job.path),
+                job.state.kind,
+                finished(job.state),
+                _bound(job.state),
+                job.picture.sha256 if job.picture else None,
+                _output(job.state),
+                job.state.code if isinstance(job.state, Quarantined) else None,
+                now,
+                encode(job),
+            ),
+        )
+
+    def forget(self, job_id: str) -> None:
+        """Remove a job that was let go of. Its calls stay: they are money."""
+        self._db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+
+    def unfinished(self) -> list[Job]:
+        """Return every job whose way has not ended, oldest first."""
+        rows = self._db.execute("SELECT body FROM jobs WHERE finished = 0 ORDER BY rowid")
+        return [decode(body) for (body,) in rows]
+
+    def done_at(self, path: str) -> Job | None:
+        """Return the latest finished job of this inbox path, if any."""
+        row = self._db.execute(
+            "SELECT body FROM jobs WHERE path = ? AND finished = 1 ORDER BY rowid DESC LIMIT 1",
+            (os.fsencode(path),),
+        ).fetchone()
+        return decode(row[0]) if row else None
+
+    def saved(self) -> Iterator[Job]:
+        """Yield every job whose cut-out was saved."""
+        for (body,) in self._db.execute("SELECT body FROM jobs WHERE kind = 'saved'"):
+            yield decode(body)
+
+    def cut_outs(self, sha256: str) -> list[Job]:
+        """Return the saved jobs of an original with these bytes, newest first."""
+        rows = self._db.execute(
+            "SELECT body FROM jobs WHERE sha256 = ? AND kind = 'saved' ORDER BY rowid DESC",
+            (sha256,),
+        )
+        return [decode(body) for (body,) in rows]
+
+    def begin_call(self, job: Job, day: str, usd: float, now: float) -> Intent:
+        """Write the intent of a POST, unless the same bytes are being paid for already.
+
+        Args:
+            job: The image, with its picture.
+            day: The local day, YYYY-MM-DD.
+            usd: The price of a call.
+            now: Unix time.
+        """
+        sha256 = job.picture.sha256 if job.picture else None
+        twin = self._db.execute(
+            "SELECT id FROM jobs WHERE sha256 = ? AND id <> ? "
+            "AND (bound = 1 OR (kind = 'saved' AND updated_at > ?)) LIMIT 1",
+            (sha256, job.id, job.checked_at),
+        ).fetchone()
+        if twin:
+            return Intent(twin=twin[0])
+        cursor = self._db.execute(
+            "INSERT INTO calls (job_id, path, started_at, day, micro_usd) VALUES (?, ?, ?, ?, ?)",
+            (job.id, os.fsencode(job.path), now, day, round(usd * 1_000_000)),
+        )
+        call_id = cursor.lastrowid or 0
+        self.put(replace(job, state=Submitting(call_id)), now)
+        return Intent(call_id=call_id)
+
+    def end_call(
+        self,
+        call_id: int,
+        *,
+        billed: Billed,
+        outcome: str,
+        status: int | None,
+        request_id: str | None,
+        seconds: float | None,
+    ) -> None:
+        """Complete a call with its outcome. A second completion changes nothing but the outcome.
+
+        An asynchronous generation is completed twice: when it was accepted, and when it ended.
+        """
+        self._db.execute(
+            "UPDATE calls SET billed = ?, outcome = ?, status = coalesce(?, status), "
+            "request_id = coalesce(?, request_id), seconds = coalesce(?, seconds) WHERE id = ?",
+            (billed.value, outcome, status, request_id, seconds, call_id),
+        )
+
+    def call(self, call_id: int) -> Call | None:
+        """Return one call."""
+        return next(self._calls("WHERE id = ?", (call_id,)), None)
+
+    def last_call(self, job_id: str) -> Call | None:
+        """Return the latest call of a job."""
+        return next(self._calls("WHERE job_id = ? ORDER BY id DESC LIMIT 1", (job_id,)), None)
+
+    def calls(self, month: str | None = None) -> Iterator[Call]:
+        """Yield all calls, oldest first; with `month` (YYYY-MM), those of that local month."""
+        if month is None:
+            return self._calls("ORDER BY id", ())
+        return self._calls("WHERE substr(day, 1, 7) = ? ORDER BY id", (month,))
+
+    def _calls(self, where: str, values: tuple[object, ...]) -> Iterator[Call]:
+        columns = (
+            "id, job_id, path, started_at, day, micro_usd, billed, outcome, status, request_id"
+        )
+        rows = self._db.execute(f"SELECT {columns} FROM calls {where}", values)  # noqa: S608 - `where` is one of the literals above
+        for number, job_id, path, started, day, micro, billed, outcome, status, request in rows:
+            yield Call(
+                id=number,
+                job_id=job_id,
+                path=os.fsdecode(path),
+                started_at=started,
+                day=day,
+                usd=micro / 1_000_000,
+                billed=Billed(billed) if billed else None,
+                outcome=outcome,
+                status=status,
+                request_id=request,
+            )
+
+    def spend(self, day: str) -> Spend:
+        """Return what was spent on this local day (YYYY-MM-DD), in its month and in all."""
+        row = self._db.execute(
+            "SELECT coalesce(sum(micro_usd) FILTER (WHERE day = :day), 0), "
+            "coalesce(sum(micro_usd) FILTER (WHERE substr(day, 1, 7) = substr(:day, 1, 7)), 0), "
+            "coalesce(sum(micro_usd), 0), "
+            "count(*) FILTER (WHERE billed = 'yes'), "
+            "count(*) FILTER (WHERE billed = 'unknown') "
+            "FROM calls WHERE billed IS NULL OR billed <> 'no'",
+            {"day": day},
+        ).fetchone()
+        today, month, total, billed, unknown = row
+        return Spend(today / 1e6, month / 1e6, total / 1e6, billed, unknown)
+
+    def totals(self) -> dict[str, int]:
+        """Return how many images were saved, reused and quarantined."""
+        row = self._db.execute(
+            "SELECT count(*) FILTER (WHERE kind = 'saved' AND NOT body ->> '$.state.reused'), "
+            "count(*) FILTER (WHERE kind = 'saved' AND body ->> '$.state.reused'), "
+            "count(*) FILTER (WHERE kind = 'quarantined') FROM jobs"
+        ).fetchone()
+        return dict(zip(("saved", "reused", "quarantined"), row, strict=True))
+
+    def failures(self, limit: int = 10) -> list[Failure]:
+        """Return the latest quarantined images, newest first."""
+        rows = self._db.execute(
+            "SELECT path, code, updated_at FROM jobs WHERE kind = 'quarantined' "
+            "ORDER BY updated_at DESC LIMIT ?",
+            (limit,),
+        )
+        return [Failure(os.fsdecode(path), code, at) for path, code, at in rows]
+
+    def count_deferred(self) -> int:
+        """Return how many images are put off."""
+        (count,) = self._db.execute(
+            "SELECT count(*) FROM jobs WHERE finished = 0 AND kind = 'deferred'"
+        ).fetchone()
+        return int(count)
+
+    def reserve(self, job: Job, candidates: Iterable[str], taken: Callable[[str], bool]) -> str:
+        """Reserve the first free name in the outbox for a job.
+
+        Args:
+            job: Who will own it; a name it owns already is returned again.
+            candidates: The names in order of preference, endless.
+            taken: Whether something lies under a name on the disk.
+        """
+        own = self._db.execute("SELECT output FROM names WHERE job_id = ?", (job.id,)).fetchone()
+        if own:
+            return os.fsdecode(own[0])
+        return next(name for name in candidates if self._reserved(job, name, taken))
+
+    def _reserved(self, job: Job, name: str, taken: Callable[[str], bool]) -> bool:
+        if taken(name):
+            return False
+        # A name that was reserved by another job and is free on the disk is still the other's
+        # while that job is under way; once it is finished, the user has removed the file.
+        cursor = self._db.execute(
+            "INSERT INTO names VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
+            "output = excluded.output, job_id = excluded.job_id WHERE job_id NOT IN "
+            "(SELECT id FROM jobs WHERE finished = 0)",
+            (_key(name), os.fsencode(name), job.id),
+        )
+        return cursor.rowcount == 1
+
+    def unreserve(self, job_id: str) -> None:
+        """Give the reserved name of a job back: somebody else's file took it."""
+        self._db.execute("DELETE FROM names WHERE job_id = ?", (job_id,))
+
+    def check(self) -> list[str]:
+        """Return what SQLite finds damaged; empty when all is well."""
+        rows = self._db.execute("PRAGMA quick_check").fetchall()
+        return [text for (text,) in rows if text != "ok"]
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish(Generic[T]):
+    work: Callable[[Ledger], T]
+    answer: "asyncio.Future[T]"
+
+
+class Scribe:
+    """Gives the ledger to many tasks: one thread, and one commit for all that has gathered.
+
+    Args:
+        ledger: Opened; closed by `aclose`.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._wishes: list[_Wish[Any]] = []
+        self._writing: asyncio.Task[None] | None = None
+
+    async def do(self, work: Callable[[Ledger], T]) -> T:
+        """Run `work` on the ledger and return its answer once it is durable.
+
+        Raises:
+            LocalFault: The disk did not take it; nothing of `work` is recorded.
+        """
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._wishes.append(_Wish(work, answer))
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write_all())
+        return await answer
+
+    async def _write_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._wishes:
+            wishes, self._wishes = self._wishes, []
+            outcomes = await loop.run_in_executor(self._thread, self._write, wishes)
+            for wish, outcome in zip(wishes, outcomes, strict=True):
+                _settle(wish.answer, outcome)
+        self._writing = None
+
+    def _write(self, wishes: list[_Wish[Any]]) -> list[Any]:
+        try:
+            with _translated(self._ledger._path), self._ledger.transaction():  # noqa: SLF001 - the two classes are one unit
+                return [self._one(wish) for wish in wishes]
+        except LocalFault as fault:
+            return [fault] * len(wishes)
+
+    def _one(self, wish: _Wish[Any]) -> Any:  # noqa: ANN401 - the answer's type is the wish's
+        try:
+            with self._ledger.savepoint():
+                return wish.work(self._ledger)
+        except sqlite3.Error:
+            raise
+        except Exception as error:  # noqa: BLE001 - handed to the task that asked
+            return error
+
+    async def aclose(self) -> None:
+        """Finish what was asked for and close the ledger."""
+        if self._writing is not None:
+            await self._writing
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._ledger.close)
+        self._thread.shutdown()
+
+
+def _settle(answer: "asyncio.Future[Any]", outcome: object) -> None:
+    if answer.done():
+        return
+    if isinstance(outcome, BaseException):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)
+
+
+def _bound(state: State) -> bool:
+    match state:
+        case Submitting() | Accepted() | Paid() | Fetched():
+            return True
+        case Deferred(resume=resume):
+            return _bound(resume)
+        case _:
+            return False
+
+
+def _output(state: State) -> bytes | None:
+    match state:
+        case Fetched(output=output) | Saved(output=output):
+            return os.fsencode(output)
+        case _:
+            return None
+
+
+def _key(name: str) -> str:
+    return os.fsencode(fold(name)).decode("utf-8", "backslashreplace")
+
+
+def _create_private(path: Path) -> None:
+    # The ledger holds signed links: nobody else may read it, nor its -wal and -shm, which SQLite
+    # creates with the same mode.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.close(descriptor)
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in {
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+    }
+
+
+def damaged(path: Path, error: sqlite3.Error) -> SetupError:
+    """Return the refusal to work with a damaged ledger, with its remedy."""
+    return SetupError(
+        f"{path} is damaged ({error}). Nothing was changed. Restore it from a backup, or move it "
+        "aside: bgremover then starts an empty ledger, and images that are dropped again are paid "
+        "for again"
+    )
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _fault(path, error) from error
+    except OSError as error:
+        raise DiskFailed(f"opening the ledger {path}: {error.strerror}") from error
+
+
+def _fault(path: Path, error: sqlite3.Error) -> LocalFault:
+    message = f"writing the ledger {path}: {error}"
+    match getattr(error, "sqlite_errorcode", 0) & 0xFF:
+        case sqlite3.SQLITE_FULL:
+            return DiskFull(message)
+        case sqlite3.SQLITE_READONLY:
+            return ReadOnlyDisk(message)
+        case _:
+            return DiskFailed(message)

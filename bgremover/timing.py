@@ -1,0 +1,41 @@
+"""Clocks as parameters, and the bell: the one thing in the program that is waited for."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The two clocks: `wall` for what is shown or stored, `steady` for what is waited for.
+
+    Both give seconds; only `steady` never jumps.
+    """
+
+    wall: Callable[[], float] = time.time
+    steady: Callable[[], float] = time.monotonic
+
+    def local_day(self) -> str:
+        """Return today's local date as YYYY-MM-DD."""
+        return time.strftime("%Y-%m-%d", time.localtime(self.wall()))
+
+
+class Bell:
+    """Rung by whoever has news; waited for by the one loop that acts on them."""
+
+    def __init__(self) -> None:
+        self._rung = asyncio.Event()
+
+    def ring(self) -> None:
+        """Wake the waiter; rings while nobody waits are remembered as one."""
+        self._rung.set()
+
+    async def wait(self, seconds: float | None) -> None:
+        """Wait for a ring, at most `seconds` (None: without end)."""
+        if seconds is None or seconds > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._rung.wait()
+        self._rung.clear()
