@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bgremover.core.budget import Period
+
 
 @dataclass(frozen=True, slots=True)
 class Clock:
@@ -20,6 +22,16 @@ class Clock:
     def local_day(self) -> str:
         """Return today's local date as YYYY-MM-DD."""
         return time.strftime("%Y-%m-%d", time.localtime(self.wall()))
+
+    def until_next(self, period: Period) -> float:
+        """Return the seconds until the next local day or month begins."""
+        today = time.localtime(self.wall())
+        if period == "day":
+            start = (today.tm_year, today.tm_mon, today.tm_mday + 1)
+        else:
+            start = (today.tm_year, today.tm_mon + 1, 1)
+        # mktime carries over day 32 and month 13, and knows about summer time (-1).
+        return max(1.0, time.mktime((*start, 0, 0, 0, 0, 0, -1)) - self.wall())
 
 
 class Bell:

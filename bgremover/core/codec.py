@@ -15,6 +15,7 @@ from bgremover.core.job import (
     Attempt,
     Deferred,
     Fetched,
+    Home,
     Identity,
     Job,
     Paid,
@@ -54,7 +55,7 @@ def decode(text: str) -> Job:
     """
     try:
         return _job(json.loads(text))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a job: {error!r}") from error
 
 
@@ -73,8 +74,9 @@ def _job(data: Mapping[str, Any]) -> Job:
             **data,
             "identity": Identity(**data["identity"]),
             "state": _state(data["state"]),
-            "picture": Picture(**picture) if picture else None,
+            "picture": Picture(**picture) if picture is not None else None,
             "attempts": tuple(_attempt(item) for item in data["attempts"]),
+            "home": Home(**data["home"]),
         }
     )
 
@@ -84,9 +86,9 @@ def _attempt(data: Mapping[str, Any]) -> Attempt:
 
 
 def _state(data: Mapping[str, Any]) -> State:
-    values = dict(data)
-    if values.get("receipt"):
+    kind, values = _STATES[data["kind"]], dict(data)
+    if "receipt" in values and not (kind is Saved and values["receipt"] is None):
         values["receipt"] = Receipt(**values["receipt"])
     if "resume" in values:
         values["resume"] = _state(values["resume"])
-    return cast("State", _STATES[values["kind"]](**values))
+    return cast("State", kind(**values))

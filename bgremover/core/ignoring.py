@@ -47,6 +47,9 @@ FOLDERS = (
 )
 """Built-in globs for folders; nothing below them is looked at."""
 
+_TOKEN = re.compile(r"\[!?\]?[^\]]*\]|.", re.DOTALL)  # a set of characters, or one
+_WILDCARDS = {"*": "[^/]*", "?": "[^/]"}
+
 
 def _compiled(globs: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(_translated(glob) for glob in globs) or r"(?!)", re.IGNORECASE)
@@ -55,15 +58,27 @@ def _compiled(globs: tuple[str, ...]) -> re.Pattern[str]:
 def _translated(glob: str) -> str:
     if "/" not in glob:
         return fnmatch.translate(glob)
-    parts = [_part(part) for part in glob.strip("/").split("/")]
-    return r"(?s:" + "".join(parts).removesuffix("/") + r")\Z"
+    *folders, last = glob.strip("/").split("/")
+    below = ".+" if last == "**" else _name(last)
+    return "(?s:" + "".join(_folder(part) for part in folders) + below + r")\Z"
 
 
-def _part(part: str) -> str:
-    if part == "**":
-        return r"(?:[^/]+/)*"
-    inner = fnmatch.translate(part).removeprefix("(?s:").removesuffix(r")\Z").removesuffix(r")\z")
-    return inner.replace(".*", "[^/]*") + "/"
+def _folder(part: str) -> str:
+    return r"(?:[^/]+/)*" if part == "**" else _name(part) + "/"
+
+
+def _name(part: str) -> str:
+    return "".join(_token(token) for token in _TOKEN.findall(part))
+
+
+def _token(token: str) -> str:
+    if token in _WILDCARDS:
+        return _WILDCARDS[token]
+    if len(token) == 1:
+        return re.escape(token)
+    # A set such as [!a] is left to fnmatch; only "/" is never in it.
+    inner = fnmatch.translate(token).removesuffix(r"\Z").removesuffix(r"\z")
+    return "(?!/)" + inner
 
 
 _FILES = _compiled(FILES)

@@ -1,9 +1,12 @@
 """The one record of an image's way, its states and its only legal moves."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from bgremover.core.errors import Billed
+
+if TYPE_CHECKING:  # core touches no disk: this names a type
+    import os
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,11 @@ class Identity:
     size: int
     mtime_ns: int
     ctime_ns: int
+
+    @classmethod
+    def of(cls, found: "os.stat_result") -> "Identity":
+        """Return the identity in what `stat` said."""
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def same_content(self, other: "Identity") -> bool:
         """Tell whether `other` is the same file with the same bytes.
@@ -122,6 +130,8 @@ class Deferred:
 class Saved:
     """The cut-out is durable. `filed` once the original has been archived, kept or deleted.
 
+    `left` when the original had to stay in the inbox.
+
     The receipt stays: while its link lives, a cut-out that was moved away is free to fetch again.
     """
 
@@ -131,17 +141,22 @@ class Saved:
     receipt: Receipt | None = None
     reused: bool = False
     filed: bool = False
+    left: bool = False
     kind: Literal["saved"] = "saved"
 
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """It cannot be cut out. `filed` once original and error JSON lie in quarantine as `name`."""
+    """It cannot be cut out. `filed` once original and error JSON lie in quarantine as `name`.
+
+    `left` when the original had to stay in the inbox.
+    """
 
     code: str
     report: str
     name: str = ""
     filed: bool = False
+    left: bool = False
     kind: Literal["quarantined"] = "quarantined"
 
 
@@ -169,12 +184,25 @@ MOVES: dict[type[State], tuple[type[State], ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Home:
+    """Which inbox and outbox an image belongs to: real paths, empty for the configured ones."""
+
+    inbox: str = ""
+    outbox: str = ""
+
+
+CONFIGURED = Home()
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One image's way from claim to rest.
 
     `path` is relative to the inbox, with "/" and surrogate escapes for bytes that are no UTF-8.
-    `faults` counts what speaks against the image itself, `crashes` the kills it was in flight at,
-    `checked_at` is when the ledger was last asked for an earlier cut-out of the same bytes.
+    `faults` counts what speaks against the image itself, `crashes` the kills in a row that it was
+    in flight at without having come further.
+    `checked` is the ledger's sequence number at the moment it was last asked for an earlier
+    cut-out of the same bytes.
     """
 
     id: str
@@ -186,7 +214,8 @@ class Job:
     attempts: tuple[Attempt, ...] = ()
     faults: int = 0
     crashes: int = 0
-    checked_at: float = 0.0
+    checked: int = 0
+    home: Home = CONFIGURED
 
     def to(self, state: State) -> "Job":
         """Return this job in `state`.
@@ -196,7 +225,8 @@ class Job:
         """
         if type(state) not in MOVES[type(self.state)]:
             raise ValueError(f"job {self.id}: {self.state.kind} cannot become {state.kind}")
-        return replace(self, state=state)
+        advanced = isinstance(state, Accepted | Paid | Fetched) and state.kind != self.state.kind
+        return replace(self, state=state, crashes=0 if advanced else self.crashes)
 
     @property
     def billed_calls(self) -> int:

@@ -24,15 +24,18 @@ from bgremover.core.job import (
 KILLED = "killed"
 
 
-def recovered(job: Job, *, answered: bool, at: float) -> Job:
+def recovered(job: Job, *, answered: bool, crashed: bool, at: float) -> Job:
     """Return `job` in the state in which it goes on.
 
     Args:
         job: The job as the ledger has it.
         answered: Whether the outcome of its latest call is known. A job found between intent and
             receipt is an unknown charge: the call may have run and been billed.
+        crashed: Whether the earlier run was killed; counts against what was under way then.
         at: When the earlier run is known to have ended, Unix time; now will do.
     """
+    if crashed and not isinstance(job.state, Deferred):
+        job = replace(job, crashes=job.crashes + 1)
     match job.state:
         case Submitting():
             attempts = job.attempts if answered else (*job.attempts, _killed(job, at))

@@ -12,7 +12,8 @@ from bgremover.core.naming import printable
 
 SCHEMA = "bgremover.error/1"
 
-_SIGNED_LINK = re.compile(r"(https?://[^\s\"'<>?]+)\?[^\s\"'<>]*")
+# With or without its scheme, with slashes as they are or as JSON may escape them.
+_SIGNED_LINK = re.compile(r"((?:\\?/){2}[^\s\"<>?]+)\?[^\s\"<>]*")
 
 
 def error_report(
@@ -54,7 +55,8 @@ def error_report(
 
 def render(report: dict[str, Any]) -> bytes:
     """Return the report as the bytes of its file."""
-    return (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")  # a lone surrogate: JSON has the same escape
 
 
 def scrub(text: str) -> str:
@@ -68,9 +70,10 @@ def utc(moment: float) -> str:
 
 
 def _billed(job: Job, fault: FileFault) -> Billed:
-    if job.billed_calls or fault.billed is Billed.YES:
+    known = {fault.billed, *(attempt.billed for attempt in job.attempts)}
+    if Billed.YES in known:
         return Billed.YES
-    return Billed.UNKNOWN if job.unknown_calls else Billed.NO
+    return Billed.UNKNOWN if Billed.UNKNOWN in known else Billed.NO
 
 
 def _http(answer: HttpAnswer | None) -> dict[str, Any] | None:
@@ -79,7 +82,7 @@ def _http(answer: HttpAnswer | None) -> dict[str, Any] | None:
     return {
         "status": answer.status,
         "request_id": answer.request_id,
-        "reject_reason": answer.reject_reason,
+        "reject_reason": scrub(answer.reject_reason) if answer.reject_reason else None,
         "body": scrub(answer.body),
     }
 

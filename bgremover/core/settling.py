@@ -10,8 +10,13 @@ from dataclasses import dataclass, replace
 
 from bgremover.core.job import Identity
 
+LEAST_WAIT = 0.1
+"""Seconds until a look that is put off, at least: with no `settle_seconds` too."""
+
 LONGEST_WAIT = 60.0
 """Seconds between two looks at a file that is still cut off, at most."""
+
+_MOST_DOUBLINGS = 30  # 2.0 ** 1024 does not fit a float, and patience may last for days
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +86,14 @@ def settled(
         return False
     sure = closed is True and whole is True
     needed = patience.closed_seconds if sure else patience.settle_seconds
-    return now - watched.since >= needed
+    return now >= watched.since + needed  # as the next look is reckoned: no rounding between
 
 
 def look_later(watched: Watched, now: float, patience: Patience) -> Watched:
     """Return the file with its next look: not settled yet, or open for writing."""
-    return replace(watched, look_at=max(watched.since, now) + patience.settle_seconds)
+    settles = watched.since + patience.settle_seconds
+    wait = max(LEAST_WAIT, patience.settle_seconds)
+    return replace(watched, look_at=settles if settles > now else now + wait)
 
 
 def cut_off(watched: Watched, now: float, patience: Patience) -> Watched | None:
@@ -96,8 +103,9 @@ def cut_off(watched: Watched, now: float, patience: Patience) -> Watched | None:
         The file with a next look that is twice as far away as the last one, or None when it has
         been the same for `incomplete_seconds`: patience is over.
     """
-    if now - watched.since >= patience.incomplete_seconds:
-        return None
-    wait = min(patience.settle_seconds * 2**watched.waits, LONGEST_WAIT)
     end = watched.since + patience.incomplete_seconds
+    if now >= end:
+        return None
+    first = max(LEAST_WAIT, patience.settle_seconds)
+    wait = min(first * 2.0 ** min(watched.waits, _MOST_DOUBLINGS), LONGEST_WAIT)
     return replace(watched, look_at=min(now + wait, end), waits=watched.waits + 1)

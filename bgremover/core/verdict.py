@@ -6,7 +6,7 @@ from the latest state that its receipt allows.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from bgremover.core.errors import (
@@ -14,6 +14,7 @@ from bgremover.core.errors import (
     AttemptsExhausted,
     BadResult,
     BgremoverError,
+    Billed,
     BrokenResult,
     ContractChanged,
     CrashLoop,
@@ -25,6 +26,7 @@ from bgremover.core.errors import (
     Rejected,
     ServerFailed,
     ServiceFault,
+    Throttled,
     Withdrawn,
 )
 from bgremover.core.job import (
@@ -40,13 +42,21 @@ from bgremover.core.job import (
     State,
     Submitting,
 )
-from bgremover.core.pacing import Line, failure_rate, others_succeeded
+from bgremover.core.pacing import (
+    Line,
+    failure_rate,
+    failures_in_a_row,
+    others_succeeded,
+    suspicions,
+)
 
 BROKEN_FETCHES = 3
 PAID_CALLS = 2
 CRASHES = 3
+UNGATED_TRIES = 5
+SPOTLESS = 0.02
 SPOTLESS_FAULTS = 3
-DOUBT = 1e-5
+DOUBT = 1e-7
 """The probability at which a row of failures is no longer taken for the service's bad luck."""
 
 
@@ -106,16 +116,16 @@ def judge(job: Job, fault: BgremoverError, line: Line, rules: Rules, chance: flo
             return Defer(0.0, Queued(), ContractChanged.code, job.faults)
         case FileFault():
             return Quarantine(fault)
-        case AccountFault() | LocalFault():
-            return Defer(0.0, resume_point(job.state), fault.code, job.faults)
+        case AccountFault() | LocalFault() | Throttled():
+            return _held_up(job, fault, rules, chance)
         case LinkExpired():
             return _after_expiry(job, fault)
-        case BrokenResult():
+        case BrokenResult() if line.pause is None or not line.pause.fetching:
             return _after_broken_result(job, fault, rules, chance)
-        case ServerFailed() | GenerationFailed() | InternalFault():
+        case ServerFailed() | GenerationFailed() | InternalFault() if line.pause is None:
             return _after_failure(job, fault, line, rules, chance)
         case _:
-            return _later(job, fault, rules, chance)
+            return _later(job, fault, line, rules, chance)
 
 
 def resume_point(state: State) -> Queued | Accepted | Paid | Fetched | Saved | Quarantined:
@@ -137,7 +147,8 @@ def backoff(tries: int, rules: Rules, chance: float) -> float:
     Full jitter (a uniform part of the whole interval) spreads the retries of many images best:
     Marc Brooker, "Exponential Backoff And Jitter", 2015.
     """
-    longest = min(rules.cap_seconds, rules.base_seconds * 2.0 ** min(tries - 1, 30))
+    doublings = min(max(0, tries - 1), 30)
+    longest = min(rules.cap_seconds, rules.base_seconds * 2.0**doublings)
     return chance * longest
 
 
@@ -152,50 +163,57 @@ def tolerance(rate: float, max_attempts: int) -> int:
         3 while the others are spotless; else as many as make a row of failures less likely than
         `DOUBT` if the image were like the others, but not fewer than `max_attempts`.
     """
-    if rate <= 0.02:  # noqa: PLR2004 - one in fifty, the length of the line's memory
+    if rate <= SPOTLESS:
         return min(SPOTLESS_FAULTS, max_attempts)
     if rate >= 1.0:
         return max(max_attempts, 1_000)
     return max(max_attempts, math.ceil(math.log(DOUBT) / math.log(rate)))
 
 
-def _tries(job: Job) -> int:
-    failures = 0
-    for attempt in reversed(job.attempts):
-        if attempt.outcome == "paid":
-            break
-        failures += 1
-    return max(1, failures)
+def _held_up(job: Job, fault: BgremoverError, rules: Rules, chance: float) -> Defer:
+    """Put off what the line lets through again, without any count."""
+    asked = (fault.retry_after or 0.0) if isinstance(fault, Throttled) else 0.0
+    resume = resume_point(job.state)
+    if isinstance(resume, Accepted | Paid) and not isinstance(fault, LocalFault):
+        # Polls and fetches do not wait for the line.
+        asked = max(asked, rules.base_seconds, backoff(UNGATED_TRIES, rules, chance))
+    return Defer(asked, resume, fault.code, job.faults)
 
 
-def _later(job: Job, fault: BgremoverError, rules: Rules, chance: float) -> Defer:
-    seconds = backoff(_tries(job), rules, chance)
+def _later(job: Job, fault: BgremoverError, line: Line, rules: Rules, chance: float) -> Defer:
+    seconds = backoff(failures_in_a_row(line, job.id), rules, chance)
     return Defer(seconds, resume_point(job.state), fault.code, job.faults)
 
 
 def _after_failure(
     job: Job, fault: ServiceFault, line: Line, rules: Rules, chance: float
 ) -> Verdict:
-    counted = job.faults
-    if others_succeeded(line, job.id):
-        counted += 2 if counted == 0 and _tries(job) > 1 else 1
-    if counted >= tolerance(failure_rate(line, job.id), rules.max_attempts):
+    later = _later(job, fault, line, rules, chance)
+    failures = suspicions(line, job.id)
+    if failures == 1 or not others_succeeded(line, job.id):
+        return later  # it may be the beginning of an outage
+    if failures >= tolerance(failure_rate(line, job.id), rules.max_attempts):
         gave_up = CrashLoop if isinstance(fault, InternalFault) else AttemptsExhausted
         return Quarantine(gave_up(fault.message, billed=fault.billed, http=fault.http))
-    seconds = backoff(_tries(job), rules, chance)
-    return Defer(seconds, resume_point(job.state), fault.code, counted)
+    return replace(later, faults=failures)
 
 
 def _after_expiry(job: Job, fault: LinkExpired) -> Verdict:
-    if job.billed_calls >= PAID_CALLS:
-        return Quarantine(BadResult(f"paid for twice, and {fault.message}", http=fault.http))
-    return Defer(0.0, Queued(), fault.code, job.faults)
+    if job.billed_calls < PAID_CALLS:
+        return Defer(0.0, Queued(), fault.code, job.faults)
+    message = f"paid for twice, and {fault.message}"
+    return Quarantine(BadResult(message, billed=Billed.YES, http=fault.http))
 
 
 def _after_broken_result(job: Job, fault: BrokenResult, rules: Rules, chance: float) -> Verdict:
     state = resume_point(job.state)
     broken = state.broken + 1 if isinstance(state, Paid) else BROKEN_FETCHES
     if broken >= BROKEN_FETCHES:
-        return Quarantine(BadResult(fault.message, billed=fault.billed, http=fault.http))
+        return Quarantine(BadResult(fault.message, billed=Billed.YES, http=fault.http))
     resume = Paid(state.receipt, broken) if isinstance(state, Paid) else state
     return Defer(backoff(broken, rules, chance), resume, fault.code, job.faults)
+
+
+def crash_loop(job: Job) -> bool:
+    """Tell whether the program died too often while it worked on this image."""
+    return job.crashes >= CRASHES and not isinstance(job.state, Saved | Quarantined)
