@@ -190,7 +190,7 @@ class Inbox:
         if not stat.S_ISREG(seen.st_mode):
             return []
         closed = self._closed(path) if leases and self._leases else None
-        return [Sighting(path, identity_of(seen), closed)]
+        return [Sighting(path, Identity.of(seen), closed)]
 
     def _below(self, folder: str) -> list[Sighting]:
         found: list[Sighting] = []
@@ -232,27 +232,51 @@ class Inbox:
         if not stat.S_ISREG(found.st_mode):
             os.close(descriptor)
             raise Replaced(f"{printable(path)} is no regular file")
-        if identity is not None and not identity.same_content(identity_of(found)):
+        if identity is not None and not identity.same_content(Identity.of(found)):
             os.close(descriptor)
             raise Replaced(f"{printable(path)} has changed since it was claimed")
         return os.fdopen(descriptor, "rb")
 
     def _descriptor(self, path: str) -> int:
+        with self.holding(path) as (folder, name):
+            try:
+                return os.open(name, _OPEN_FILE, dir_fd=folder)
+            except OSError as error:
+                raise self._refused(error, path) from error
+
+    @contextmanager
+    def holding(self, path: str) -> Iterator[tuple[int, str]]:
+        """Open the folder that holds an original, following no link.
+
+        Args:
+            path: Relative to the inbox.
+
+        Yields:
+            The folder's descriptor, for the length of the `with`, and the base name.
+
+        Raises:
+            Vanished: The folder is not there.
+            Replaced: A link or a file stands where a folder was.
+            Blocked: This user may not enter it.
+            LocalFault: This machine cannot open it now.
+        """
         *folders, name = path.split("/")
-        try:
+        with self._naming_root():
             folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise local_fault(error, f"opening the inbox {self.root}") from error
         try:
             for part in folders:
-                inner = os.open(part, _OPEN_FOLDER, dir_fd=folder)
+                inner = self._enter_from(folder, part, path)
                 os.close(folder)
                 folder = inner
-            return os.open(name, _OPEN_FILE, dir_fd=folder)
-        except OSError as error:
-            raise self._refused(error, path) from error
+            yield folder, name
         finally:
             os.close(folder)
+
+    def _enter_from(self, folder: int, part: str, path: str) -> int:
+        try:
+            return os.open(part, _OPEN_FOLDER, dir_fd=folder)
+        except OSError as error:
+            raise self._refused(error, path) from error
 
     def _refused(self, error: OSError, path: str) -> Exception:
         match error.errno:
@@ -266,18 +290,13 @@ class Inbox:
                 return local_fault(error, f"reading {printable(path)} in the inbox {self.root}")
 
 
-def identity_of(found: os.stat_result) -> Identity:
-    """Return the identity in what `stat` said."""
-    return Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-
-
 def _seen(entry: os.DirEntry[str], path: str, odd: list[tuple[str, str]]) -> Sighting | None:
     try:
         found = entry.stat(follow_symlinks=False)
     except OSError:
         return None
     if stat.S_ISREG(found.st_mode):
-        return Sighting(path, identity_of(found))
+        return Sighting(path, Identity.of(found))
     kinds = [words for is_kind, words in _KINDS if is_kind(found.st_mode)]
     odd.append((path, f"{kinds[0] if kinds else 'no regular file'}: left alone"))
     return None

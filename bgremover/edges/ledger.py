@@ -1,8 +1,9 @@
 """The ledger: what was claimed, paid and saved, in SQLite on a local disk.
 
-Three tables. `jobs` holds each image's record, whole, as JSON. `calls` holds one row for each
-POST: written before the first byte (the intent), completed with its outcome; a row without an
-outcome may have been billed. `names` holds which original owns which name in the outbox.
+`jobs` holds each image's record, whole, as JSON; its `seq` grows with each change. `calls` holds
+one row for each POST: written before the first byte (the intent), completed with its outcome; a
+row without an outcome may have been billed. `names` holds which original owns which name in the
+outbox, `meta` whether the latest run has ended by itself.
 
 WAL with `synchronous=FULL`: a transaction that returned survives a power cut. All work goes
 through one thread which commits whatever has gathered while it was busy in one transaction
@@ -14,11 +15,12 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from bgremover.core.budget import Budget, Period, reached
 from bgremover.core.codec import decode, encode
 from bgremover.core.errors import (
     Billed,
@@ -27,14 +29,18 @@ from bgremover.core.errors import (
     LocalFault,
     ReadOnlyDisk,
     SetupError,
+    local_fault,
 )
 from bgremover.core.job import (
+    CONFIGURED,
     Accepted,
     Deferred,
     Fetched,
+    Home,
     Job,
     Paid,
     Quarantined,
+    Receipt,
     Saved,
     State,
     Submitting,
@@ -47,20 +53,22 @@ FILE_NAME = "ledger.sqlite3"
 
 _SCHEMA = """
 CREATE TABLE jobs (
-    id TEXT PRIMARY KEY,
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    home BLOB NOT NULL,
     path BLOB NOT NULL,
     kind TEXT NOT NULL,
     finished INTEGER NOT NULL,
     bound INTEGER NOT NULL,
+    reused INTEGER NOT NULL,
     sha256 TEXT,
-    output BLOB,
     code TEXT,
     updated_at REAL NOT NULL,
     body TEXT NOT NULL
 ) STRICT;
 CREATE INDEX jobs_unfinished ON jobs (finished) WHERE finished = 0;
 CREATE INDEX jobs_sha256 ON jobs (sha256) WHERE sha256 IS NOT NULL;
-CREATE INDEX jobs_path ON jobs (path);
+CREATE INDEX jobs_path ON jobs (path, home);
 CREATE INDEX jobs_failures ON jobs (updated_at) WHERE kind = 'quarantined';
 CREATE TABLE calls (
     id INTEGER PRIMARY KEY,
@@ -78,10 +86,12 @@ CREATE TABLE calls (
 CREATE INDEX calls_day ON calls (day);
 CREATE INDEX calls_open ON calls (id) WHERE billed IS NULL;
 CREATE TABLE names (
-    key TEXT PRIMARY KEY,
+    key BLOB PRIMARY KEY,
     output BLOB NOT NULL,
     job_id TEXT NOT NULL
 ) STRICT;
+CREATE INDEX names_job ON names (job_id);
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
 
 
@@ -122,15 +132,29 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class CallTerms:
+    """What a call costs, what may be spent, and the local day (YYYY-MM-DD) it counts for.
+
+    `price` is in millionths of a US dollar.
+    """
+
+    price: int
+    budget: Budget
+    day: str
+
+
+@dataclass(frozen=True, slots=True)
 class Intent:
     """The answer to the wish to call: the call's number, or why it must wait.
 
-    Exactly one of the two is set: `call_id`, or `twin`, a job with the same bytes that is being
-    paid for, or was saved since this one looked for an earlier cut-out.
+    Exactly one is set: `call_id`; or `twin`, a job with the same bytes that is being paid for, or
+    was saved since this one looked for an earlier cut-out; or `reached`, the budget that leaves
+    no room.
     """
 
     call_id: int | None = None
     twin: str | None = None
+    reached: Period | None = None
 
 
 class Ledger:
@@ -177,15 +201,25 @@ class Ledger:
         self._db.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Make what is done inside durable together, or undo it together."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+    def transaction(self, *, durable: bool = True) -> Iterator[None]:
+        """Do what is done inside together, or not at all.
+
+        Args:
+            durable: Whether the commit waits for the disk (see SQLite's PRAGMA synchronous).
+
+        Raises:
+            LocalFault: The disk did not take it.
+        """
+        with _translated(self._path):
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
@@ -202,15 +236,17 @@ class Ledger:
     def put(self, job: Job, now: float) -> None:
         """Record `job` as it is now. A released job is forgotten unless it made a call."""
         self._db.execute(
-            "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO jobs (id, home, path, kind, finished, bound, reused, sha256, "
+            "code, updated_at, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 job.id,
+                _home(job.home),
                 os.fsencode(job.path),
                 job.state.kind,
                 finished(job.state),
                 _bound(job.state),
+                isinstance(job.state, Saved) and job.state.reused,
                 job.picture.sha256 if job.picture else None,
-                _output(job.state),
                 job.state.code if isinstance(job.state, Quarantined) else None,
                 now,
                 encode(job),
@@ -221,56 +257,111 @@ class Ledger:
         """Remove a job that was let go of. Its calls stay: they are money."""
         self._db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
 
-    def unfinished(self) -> list[Job]:
-        """Return every job whose way has not ended, oldest first."""
-        rows = self._db.execute("SELECT body FROM jobs WHERE finished = 0 ORDER BY rowid")
+    def unfinished(self, home: Home = CONFIGURED) -> list[Job]:
+        """Return every job of this home whose way has not ended, oldest change first."""
+        rows = self._db.execute(
+            "SELECT body FROM jobs WHERE finished = 0 AND home = ? ORDER BY seq", (_home(home),)
+        )
         return [decode(body) for (body,) in rows]
 
-    def done_at(self, path: str) -> Job | None:
+    def done_at(self, path: str, home: Home = CONFIGURED) -> Job | None:
         """Return the latest finished job of this inbox path, if any."""
         row = self._db.execute(
-            "SELECT body FROM jobs WHERE path = ? AND finished = 1 ORDER BY rowid DESC LIMIT 1",
-            (os.fsencode(path),),
+            "SELECT body FROM jobs WHERE path = ? AND home = ? AND finished = 1 "
+            "ORDER BY seq DESC LIMIT 1",
+            (os.fsencode(path), _home(home)),
         ).fetchone()
         return decode(row[0]) if row else None
 
-    def saved(self) -> Iterator[Job]:
-        """Yield every job whose cut-out was saved."""
-        for (body,) in self._db.execute("SELECT body FROM jobs WHERE kind = 'saved'"):
+    def saved(self, home: Home = CONFIGURED) -> Iterator[Job]:
+        """Yield every job of this home whose cut-out was saved."""
+        rows = self._db.execute(
+            "SELECT body FROM jobs WHERE kind = 'saved' AND home = ?", (_home(home),)
+        )
+        for (body,) in rows:
             yield decode(body)
+
+    def sequence(self) -> int:
+        """Return the number of the latest change of any job."""
+        row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'").fetchone()
+        return int(row[0]) if row else 0
 
     def cut_outs(self, sha256: str) -> list[Job]:
         """Return the saved jobs of an original with these bytes, newest first."""
         rows = self._db.execute(
-            "SELECT body FROM jobs WHERE sha256 = ? AND kind = 'saved' ORDER BY rowid DESC",
+            "SELECT body FROM jobs WHERE sha256 = ? AND kind = 'saved' ORDER BY seq DESC",
             (sha256,),
         )
         return [decode(body) for (body,) in rows]
 
-    def begin_call(self, job: Job, day: str, usd: float, now: float) -> Intent:
-        """Write the intent of a POST, unless the same bytes are being paid for already.
+    def receipts_elsewhere(self, sha256: str, home: Home) -> list[Receipt]:
+        """Return the receipts of images with these bytes whose own run was interrupted.
+
+        Args:
+            sha256: Of the original.
+            home: The home that runs now; those of another one do not go on meanwhile.
+        """
+        rows = self._db.execute(
+            "SELECT body FROM jobs WHERE sha256 = ? AND bound = 1 AND home <> ? ORDER BY seq DESC",
+            (sha256, _home(home)),
+        )
+        found = [_receipt(decode(body).state) for (body,) in rows]
+        return [receipt for receipt in found if receipt is not None]
+
+    def begin_call(self, job: Job, terms: CallTerms, now: float) -> Intent:
+        """Write the intent of a POST, unless it must wait.
 
         Args:
             job: The image, with its picture.
-            day: The local day, YYYY-MM-DD.
-            usd: The price of a call.
+            terms: Price, budget and local day.
             now: Unix time.
         """
-        sha256 = job.picture.sha256 if job.picture else None
-        twin = self._db.execute(
-            "SELECT id FROM jobs WHERE sha256 = ? AND id <> ? "
-            "AND (bound = 1 OR (kind = 'saved' AND updated_at > ?)) LIMIT 1",
-            (sha256, job.id, job.checked_at),
-        ).fetchone()
-        if twin:
-            return Intent(twin=twin[0])
+        if twin := self._twin(job):
+            return Intent(twin=twin)
+        if period := self._reached(terms):
+            return Intent(reached=period)
         cursor = self._db.execute(
             "INSERT INTO calls (job_id, path, started_at, day, micro_usd) VALUES (?, ?, ?, ?, ?)",
-            (job.id, os.fsencode(job.path), now, day, round(usd * 1_000_000)),
+            (job.id, os.fsencode(job.path), now, terms.day, terms.price),
         )
         call_id = cursor.lastrowid or 0
         self.put(replace(job, state=Submitting(call_id)), now)
         return Intent(call_id=call_id)
+
+    def _reached(self, terms: CallTerms) -> Period | None:
+        budget = terms.budget
+        if budget.per_day is None and budget.per_month is None:
+            return None
+        return reached(
+            budget,
+            today=self.spent_since(terms.day),
+            month=self.spent_since(terms.day[:7]),
+            price=terms.price,
+        )
+
+    def _twin(self, job: Job) -> str | None:
+        row = self._db.execute(
+            "SELECT id FROM jobs WHERE sha256 = ? AND id <> ? "
+            "AND ((bound = 1 AND home = ?) OR (kind = 'saved' AND seq > ?)) LIMIT 1",
+            (job.picture.sha256 if job.picture else None, job.id, _home(job.home), job.checked),
+        ).fetchone()
+        return str(row[0]) if row else None
+
+    def spent_since(self, start: str) -> int:
+        """Return what was spent from a local day (YYYY-MM-DD) or month (YYYY-MM) on.
+
+        Calls under way and unknown charges count. Days to come count too: a clock that was set
+        back must not open the budget again.
+
+        Returns:
+            Millionths of a US dollar.
+        """
+        row = self._db.execute(
+            "SELECT coalesce(sum(micro_usd), 0) FROM calls "
+            "WHERE day >= ? AND (billed IS NULL OR billed <> 'no')",
+            (start,),
+        ).fetchone()
+        return int(row[0])
 
     def end_call(
         self,
@@ -342,8 +433,8 @@ class Ledger:
     def totals(self) -> dict[str, int]:
         """Return how many images were saved, reused and quarantined."""
         row = self._db.execute(
-            "SELECT count(*) FILTER (WHERE kind = 'saved' AND NOT body ->> '$.state.reused'), "
-            "count(*) FILTER (WHERE kind = 'saved' AND body ->> '$.state.reused'), "
+            "SELECT count(*) FILTER (WHERE kind = 'saved' AND NOT reused), "
+            "count(*) FILTER (WHERE kind = 'saved' AND reused), "
             "count(*) FILTER (WHERE kind = 'quarantined') FROM jobs"
         ).fetchone()
         return dict(zip(("saved", "reused", "quarantined"), row, strict=True))
@@ -386,7 +477,7 @@ class Ledger:
             "INSERT INTO names VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
             "output = excluded.output, job_id = excluded.job_id WHERE job_id NOT IN "
             "(SELECT id FROM jobs WHERE finished = 0)",
-            (_key(name), os.fsencode(name), job.id),
+            (_key(job.home, name), os.fsencode(name), job.id),
         )
         return cursor.rowcount == 1
 
@@ -394,10 +485,65 @@ class Ledger:
         """Give the reserved name of a job back: somebody else's file took it."""
         self._db.execute("DELETE FROM names WHERE job_id = ?", (job_id,))
 
+    def orphans(self) -> list[tuple[str, str]]:
+        """Return the names whose job was never recorded, as (output, job id), and free them."""
+        rows = self._db.execute(
+            "DELETE FROM names WHERE job_id NOT IN (SELECT id FROM jobs) RETURNING output, job_id"
+        ).fetchall()
+        return [(os.fsdecode(output), job_id) for output, job_id in rows]
+
+    def begin_run(self) -> bool:
+        """Note that a run begins, and tell whether the one before ended by itself."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = 'running'").fetchone()
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('running', 'yes')")
+        return row is None or row[0] == "no"
+
+    def end_run(self) -> None:
+        """Note that the run ended by itself."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('running', 'no')")
+
     def check(self) -> list[str]:
         """Return what SQLite finds damaged; empty when all is well."""
         rows = self._db.execute("PRAGMA quick_check").fetchall()
         return [text for (text,) in rows if text != "ok"]
+
+
+@contextmanager
+def existing_ledger(folder: Path) -> Iterator[Ledger | None]:
+    """Open the ledger to look something up, also beside a running daemon.
+
+    Args:
+        folder: The state folder; need not exist.
+
+    Yields:
+        The ledger for the length of the `with`; None where there is none yet: none is made.
+
+    Raises:
+        SetupError: It was written by a newer version, or is damaged; also while it is read.
+        LocalFault: This user may not open it, or the disk does not let it be read.
+    """
+    path = folder / FILE_NAME
+    if not _has_content(path):
+        yield None
+        return
+    try:
+        with closing(Ledger(folder)) as ledger:
+            yield ledger
+    except sqlite3.Error as error:
+        raise damaged(path, error) if _is_damage(error) else _fault(path, error) from error
+
+
+def _has_content(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise local_fault(error, f"opening the ledger {path}") from error
+    try:
+        return os.fstat(descriptor).st_size > 0
+    finally:
+        os.close(descriptor)
 
 
 T = TypeVar("T")
@@ -407,6 +553,7 @@ T = TypeVar("T")
 class _Wish(Generic[T]):
     work: Callable[[Ledger], T]
     answer: "asyncio.Future[T]"
+    durable: bool
 
 
 class Scribe:
@@ -422,14 +569,19 @@ class Scribe:
         self._wishes: list[_Wish[Any]] = []
         self._writing: asyncio.Task[None] | None = None
 
-    async def do(self, work: Callable[[Ledger], T]) -> T:
+    async def do(self, work: Callable[[Ledger], T], *, durable: bool = True) -> T:
         """Run `work` on the ledger and return its answer once it is durable.
+
+        Args:
+            work: What to do.
+            durable: Without it, the answer does not wait for the disk: what was written survives
+                a kill, and a power cut only once a later durable wish was answered.
 
         Raises:
             LocalFault: The disk did not take it; nothing of `work` is recorded.
         """
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._wishes.append(_Wish(work, answer))
+        self._wishes.append(_Wish(work, answer, durable))
         if self._writing is None:
             self._writing = asyncio.create_task(self._write_all())
         return await answer
@@ -445,7 +597,8 @@ class Scribe:
 
     def _write(self, wishes: list[_Wish[Any]]) -> list[Any]:
         try:
-            with _translated(self._ledger._path), self._ledger.transaction():  # noqa: SLF001 - the two classes are one unit
+            durable = any(wish.durable for wish in wishes)
+            with self._ledger.transaction(durable=durable):
                 return [self._one(wish) for wish in wishes]
         except LocalFault as fault:
             return [fault] * len(wishes)
@@ -486,16 +639,23 @@ def _bound(state: State) -> bool:
             return False
 
 
-def _output(state: State) -> bytes | None:
+def _receipt(state: State) -> Receipt | None:
     match state:
-        case Fetched(output=output) | Saved(output=output):
-            return os.fsencode(output)
+        case Paid(receipt=receipt) | Fetched(receipt=receipt):
+            return receipt
+        case Deferred(resume=resume):
+            return _receipt(resume)
         case _:
             return None
 
 
-def _key(name: str) -> str:
-    return os.fsencode(fold(name)).decode("utf-8", "backslashreplace")
+def _home(home: Home) -> bytes:
+    return os.fsencode(f"{home.inbox}\0{home.outbox}")
+
+
+def _key(home: Home, name: str) -> bytes:
+    # A file system may take two spellings for one name, so that reservations must as well.
+    return os.fsencode(f"{home.outbox}\0{fold(name)}")
 
 
 def _create_private(path: Path) -> None:
