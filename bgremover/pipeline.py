@@ -1,0 +1,495 @@
+"""One step of one image's way: a job in, the job in its next state out.
+
+Never sleeps, never loops. Every state that a step returns is already in the ledger, so that a
+kill at any point leaves a record from which the same steps go on. What can go wrong comes back
+as `Trouble`; what follows from it is decided in `core.verdict`.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import BinaryIO, Literal, Protocol, assert_never
+
+import structlog
+
+from bgremover.core.budget import Budget, Period
+from bgremover.core.errors import (
+    BgremoverError,
+    Billed,
+    Blocked,
+    BrokenResult,
+    BudgetReached,
+    InternalFault,
+    LinkExpired,
+    UnknownCharge,
+    Withdrawn,
+)
+from bgremover.core.job import (
+    Accepted,
+    Attempt,
+    Deferred,
+    Fetched,
+    Job,
+    Paid,
+    Picture,
+    Quarantined,
+    Queued,
+    Receipt,
+    Released,
+    Saved,
+    Submitting,
+)
+from bgremover.core.naming import candidates, output_path, printable
+from bgremover.edges.folders import Folders, NameTaken, Temp
+from bgremover.edges.ideogram import Upload
+from bgremover.edges.inbox import Inbox
+from bgremover.edges.ledger import CallTerms, Ledger, Scribe
+from bgremover.edges.pictures import MEDIA_TYPES, Limits, Result, inspect, verify_result
+from bgremover.timing import Clock
+
+log = structlog.get_logger()
+
+TWIN = "twin"
+GENERATING = "generating"
+KNOWN = "known"
+_FIRST_POLL = 0.5
+_SLOWEST_POLL = 5.0
+_DECODERS = 2
+"""Pictures that are decoded at a time: each may take a hundred megabytes."""
+
+
+class RemovalService(Protocol):
+    """The API, as the pipeline needs it: one request for each call. Raises `BgremoverError`."""
+
+    async def submit(self, upload: Upload) -> Receipt:
+        """Send an image; the receipt has no link while the generation runs."""
+        ...
+
+    async def poll(self, generation_id: str) -> Receipt | None:
+        """Ask for a running generation; None while it runs."""
+        ...
+
+    async def fetch(self, link: str, into: BinaryIO) -> int:
+        """Write the result to `into` and return its bytes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the configuration says about each image.
+
+    Args:
+        originals: archive, keep or delete.
+        quarantine: Whether failed originals are moved; not when the originals are left untouched.
+        price: What a call costs, in millionths of a US dollar.
+        budget: What may be spent.
+        unknown_sends: How often an image is sent again after an unknown charge.
+        limits: What may be uploaded.
+        max_result_megapixels: How large a result may be.
+    """
+
+    originals: Literal["archive", "keep", "delete"]
+    quarantine: bool
+    price: int
+    budget: Budget
+    unknown_sends: int
+    limits: Limits
+    max_result_megapixels: float = 200.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A step that failed: the job as it is now, with the failed call among its attempts."""
+
+    job: Job
+    fault: BgremoverError
+
+
+class Pipeline:
+    """The steps. Holds the edges, no state of its own."""
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        folders: Folders,
+        scribe: Scribe,
+        api: RemovalService,
+        terms: Terms,
+        clock: Clock,
+    ) -> None:
+        self._inbox = inbox
+        self._folders = folders
+        self._scribe = scribe
+        self._api = api
+        self._terms = terms
+        self._clock = clock
+        self._decoders = asyncio.Semaphore(_DECODERS)
+
+    async def step(self, job: Job) -> Job | Trouble:
+        """Bring `job` one state further.
+
+        Returns:
+            The job in its next state, which the ledger holds already; or what went wrong.
+        """
+        try:
+            return await self._advance(job)
+        except BgremoverError as fault:
+            return Trouble(job, fault)
+        except Exception as error:
+            log.exception("image.stumbled", job=job.id, file=printable(job.path))
+            return Trouble(job, InternalFault(f"{type(error).__name__} in {job.state.kind}"))
+
+    async def _advance(self, job: Job) -> Job | Trouble:
+        match job.state:
+            case Queued():
+                return await (self._prepare(job) if job.picture is None else self._send(job))
+            case Accepted() as state:
+                return await self._poll(job, state)
+            case Paid() as state:
+                return await self._fetch(job, state)
+            case Fetched() as state:
+                return await self._publish(job, state)
+            case Saved() as state:
+                return await self._file(job, state)
+            case Quarantined() as state:
+                return await self._quarantine(job, state)
+            case Submitting() | Deferred() | Released():
+                raise ValueError(f"nothing to do for a job that is {job.state.kind}")
+            case _:
+                assert_never(job.state)
+
+    async def record(self, job: Job) -> Job:
+        """Write `job` into the ledger; a released one is forgotten."""
+        now = self._clock.wall()
+        if isinstance(job.state, Released):
+            await self._scribe.do(lambda ledger: ledger.forget(job.id))
+        else:
+            await self._scribe.do(lambda ledger: ledger.put(job, now))
+        return job
+
+    # --- before the money -------------------------------------------------------------------
+
+    async def _prepare(self, job: Job) -> Job:
+        now = self._clock.wall()
+
+        def write(ledger: Ledger) -> tuple[bool, int]:
+            # A picture that kills the decoder must be known when its third kill is counted.
+            ledger.put(job, now)
+            return _failed_before(ledger, job), ledger.sequence()
+
+        known, checked = await self._scribe.do(write, durable=False)
+        if known:
+            return await self.record(job.to(Released(KNOWN)))
+        async with self._decoders:
+            picture = await asyncio.to_thread(self._inspect, job)
+        job = replace(job, picture=picture, checked=checked)
+        return await self._reuse(job) or job
+
+    def _inspect(self, job: Job) -> Picture:
+        with self._inbox.open(job.path, job.identity) as original:
+            return inspect(original, self._terms.limits)
+
+    async def _reuse(self, job: Job) -> Job | None:
+        """Serve the image from what was paid for the same bytes before, if that is possible."""
+        sha256 = job.picture.sha256 if job.picture else ""
+        earlier, receipts = await self._scribe.do(
+            lambda ledger: (ledger.cut_outs(sha256), ledger.receipts_elsewhere(sha256, job.home))
+        )
+        found: list[Receipt | None] = [*receipts]
+        for one in earlier:
+            if not isinstance(one.state, Saved):
+                continue
+            if reused := await self._reuse_one(job, one, one.state):
+                return reused
+            found.append(one.state.receipt)
+        return self._paid_before(job, found)
+
+    async def _reuse_one(self, job: Job, earlier: Job, cut_out: Saved) -> Job | None:
+        same_home = earlier.home == job.home
+        source = os.path.join("" if same_home else earlier.home.outbox, cut_out.output)
+        there = await asyncio.to_thread(
+            self._folders.verify_published, source, cut_out.sha256, cut_out.size
+        )
+        if not there:
+            return None
+        output = cut_out.output
+        if not (same_home and earlier.path == job.path):
+            output = await self._serve_copy(job, source)
+        saved = replace(cut_out, output=output, reused=True, filed=False, left=False)
+        return await self.record(job.to(saved))
+
+    def _paid_before(self, job: Job, receipts: list[Receipt | None]) -> Job | None:
+        now = self._clock.wall()
+        alive = (one for one in receipts if one is not None and one.link and one.expires_at > now)
+        receipt = next(alive, None)
+        return None if receipt is None else job.to(Paid(receipt))
+
+    async def _serve_copy(self, job: Job, source: str) -> str:
+        while True:
+            output = await self._reserve(job)
+            try:
+                await asyncio.to_thread(self._folders.copy_into, source, output, job.id)
+            except NameTaken:
+                await self._scribe.do(lambda ledger: ledger.unreserve(job.id))
+            else:
+                return output
+
+    async def _reserve(self, job: Job) -> str:
+        return await self._scribe.do(lambda ledger: self._reserve_in(ledger, job))
+
+    def _reserve_in(self, ledger: Ledger, job: Job) -> str:
+        return ledger.reserve(job, candidates(output_path(job.path)), self._folders.taken)
+
+    # --- the money --------------------------------------------------------------------------
+
+    async def _send(self, job: Job) -> Job | Trouble:
+        picture = job.picture
+        if picture is None:
+            raise ValueError("an image is inspected before it is sent")
+        if job.unknown_calls > self._terms.unknown_sends:
+            raise UnknownCharge(
+                f"{job.unknown_calls} calls for this image ended without a usable answer",
+                billed=Billed.UNKNOWN,
+            )
+        output = output_path(job.path)
+        await asyncio.to_thread(
+            self._folders.check_room, output, 4 * picture.width * picture.height
+        )
+        with await asyncio.to_thread(self._inbox.open, job.path, job.identity) as original:
+            upload = Upload(
+                original,
+                job.path.rpartition("/")[2],
+                MEDIA_TYPES[picture.format],
+                job.identity.size,
+            )
+            return await self._pay(job, upload)
+
+    async def _pay(self, job: Job, upload: Upload) -> Job | Trouble:
+        terms = CallTerms(self._terms.price, self._terms.budget, self._clock.local_day())
+        now = self._clock.wall()
+        intent = await self._scribe.do(lambda ledger: ledger.begin_call(job, terms, now))
+        if intent.reached is not None:
+            raise self._budget_reached(intent.reached)
+        if intent.call_id is None:
+            return replace(job, picture=None).to(Deferred(now + 60, Queued(), TWIN))
+        job = job.to(Submitting(intent.call_id))
+        log.info("image.submitted", job=job.id, file=printable(job.path), bytes=upload.size)
+        began = self._clock.steady()
+        try:
+            receipt = await self._api.submit(upload)
+        except BgremoverError as fault:
+            attempt = self._attempt(job, now, began, fault=fault)
+            return Trouble(await self._ended(job, intent.call_id, attempt), fault)
+        attempt = self._attempt(job, now, began, receipt=receipt)
+        state = Accepted(receipt) if receipt.link is None else Paid(receipt)
+        return await self._ended(job.to(state), intent.call_id, attempt)
+
+    def _budget_reached(self, period: Period) -> BudgetReached:
+        limits = {"day": self._terms.budget.per_day, "month": self._terms.budget.per_month}
+        usd = (limits[period] or 0) / 1_000_000
+        return BudgetReached(
+            f"the budget of ${usd:.2f} a {period} leaves no room for another call",
+            resumes_in=self._clock.until_next(period),
+        )
+
+    def _attempt(
+        self,
+        job: Job,
+        at: float,
+        began: float,
+        *,
+        receipt: Receipt | None = None,
+        fault: BgremoverError | None = None,
+    ) -> Attempt:
+        http = fault.http if fault else None
+        outcome = fault.code if fault else "paid"
+        billed = fault.billed if fault else Billed.YES
+        if receipt is not None and receipt.link is None:
+            outcome, billed = "accepted", Billed.NO
+        return Attempt(
+            number=len(job.attempts) + 1,
+            at=at,
+            outcome=outcome,
+            status=http.status if http else (200 if receipt else None),
+            request_id=receipt.request_id if receipt else (http.request_id if http else None),
+            seconds=round(self._clock.steady() - began, 3),
+            billed=billed,
+        )
+
+    async def _ended(self, job: Job, call_id: int, attempt: Attempt) -> Job:
+        job = replace(job, attempts=(*job.attempts, attempt))
+        now = self._clock.wall()
+
+        def write(ledger: Ledger) -> None:
+            if attempt.outcome != "accepted":
+                ledger.end_call(
+                    call_id,
+                    billed=attempt.billed,
+                    outcome=attempt.outcome,
+                    status=attempt.status,
+                    request_id=attempt.request_id,
+                    seconds=attempt.seconds,
+                )
+            ledger.put(job, now)
+
+        # A stop that comes now must not cost the receipt: the write is finished all the same.
+        await asyncio.shield(self._scribe.do(write))
+        if attempt.billed is Billed.YES:
+            log.info(
+                "image.paid",
+                job=job.id,
+                file=printable(job.path),
+                usd=self._terms.price / 1_000_000,
+                request_id=attempt.request_id,
+                seconds=attempt.seconds,
+            )
+        return job
+
+    async def _poll(self, job: Job, state: Accepted) -> Job | Trouble:
+        began, now = self._clock.steady(), self._clock.wall()
+        if now >= state.receipt.expires_at:
+            raise UnknownCharge(
+                "the generation was accepted and never told its end", billed=Billed.UNKNOWN
+            )
+        call = await self._scribe.do(lambda ledger: ledger.last_call(job.id))
+        call_id = call.id if call else 0
+        try:
+            receipt = await self._api.poll(state.receipt.generation_id or "")
+        except BgremoverError as fault:
+            if fault.code != "generation_failed":
+                raise
+            attempt = self._attempt(job, now, began, fault=fault)
+            return Trouble(
+                await self._ended(job.to(Deferred(now, Queued(), fault.code)), call_id, attempt),
+                fault,
+            )
+        if receipt is None:
+            wait = min(_FIRST_POLL * 1.5**state.polls, _SLOWEST_POLL)
+            again = Accepted(state.receipt, state.polls + 1)
+            return job.to(Deferred(now + wait, again, GENERATING))
+        attempt = self._attempt(job, now, began, receipt=receipt)
+        return await self._ended(job.to(Paid(receipt)), call_id, attempt)
+
+    # --- after the money --------------------------------------------------------------------
+
+    async def _fetch(self, job: Job, state: Paid) -> Job:
+        link = state.receipt.link
+        if link is None or state.receipt.expires_at <= self._clock.wall():
+            raise LinkExpired("the link died before the result was fetched", billed=Billed.YES)
+        result = await self._fetched(job, link)
+        now = self._clock.wall()
+
+        def write(ledger: Ledger) -> Job:
+            output = self._reserve_in(ledger, job)
+            fetched = job.to(Fetched(state.receipt, output, result.sha256, result.size))
+            ledger.put(fetched, now)
+            return fetched
+
+        return await self._scribe.do(write)
+
+    async def _fetched(self, job: Job, link: str) -> Result:
+        temp = await asyncio.to_thread(self._folders.temp, output_path(job.path), job.id)
+        try:
+            await self._api.fetch(link, temp.file)
+            async with self._decoders:
+                return await asyncio.to_thread(self._checked, temp)
+        except BaseException:
+            await asyncio.to_thread(temp.remove)
+            raise
+
+    def _checked(self, temp: Temp) -> Result:
+        try:
+            result = verify_result(temp.file, self._terms.max_result_megapixels)
+        except BrokenResult as fault:
+            fault.billed = Billed.YES
+            raise
+        temp.keep()
+        return result
+
+    async def _publish(self, job: Job, state: Fetched) -> Job:
+        try:
+            found = await asyncio.to_thread(self._folders.publish, job.id, state.output)
+        except NameTaken:
+            return await self._rename(job, state)
+        if not found and not await asyncio.to_thread(
+            self._folders.verify_published, state.output, state.sha256, state.size
+        ):
+            return await self.record(job.to(Paid(state.receipt)))
+        # Not written down before the original is filed: a kill in between is found out by
+        # `verify_published`, and one commit is saved.
+        return job.to(Saved(state.output, state.sha256, state.size, state.receipt))
+
+    async def _rename(self, job: Job, state: Fetched) -> Job:
+        if await asyncio.to_thread(
+            self._folders.verify_published, state.output, state.sha256, state.size
+        ):
+            return job.to(Saved(state.output, state.sha256, state.size, state.receipt))
+        now = self._clock.wall()
+
+        def write(ledger: Ledger) -> Job:
+            ledger.unreserve(job.id)
+            renamed = replace(job, state=replace(state, output=self._reserve_in(ledger, job)))
+            ledger.put(renamed, now)
+            return renamed
+
+        return await self._scribe.do(write)
+
+    # --- the original -----------------------------------------------------------------------
+
+    async def _file(self, job: Job, state: Saved) -> Job:
+        left = await self._moved_off(job, self._file_original)
+        return await self.record(job.to(replace(state, filed=True, left=left)))
+
+    def _file_original(self, job: Job) -> None:
+        match self._terms.originals:
+            case "archive":
+                self._folders.archive(job.path, job.identity, job.id)
+            case "delete":
+                self._folders.delete(job.path, job.identity, job.id)
+            case "keep":
+                pass
+            case _:
+                assert_never(self._terms.originals)
+
+    async def _moved_off(self, job: Job, move: Callable[[Job], None]) -> bool:
+        """Run `move` on the original; return whether the original had to stay where it is."""
+        told = log.bind(job=job.id, file=printable(job.path))
+        try:
+            await asyncio.to_thread(move, job)
+        except Blocked as fault:
+            told.warning("image.left", message=fault.message, hint=fault.hint)
+            return True
+        except Withdrawn as change:
+            told.debug("image.withdrawn", why=change.code)
+        return False
+
+    async def _quarantine(self, job: Job, state: Quarantined) -> Job:
+        if not self._terms.quarantine:
+            return await self.record(job.to(replace(state, filed=True, left=True)))
+        if not state.name:
+            name = await asyncio.to_thread(self._folders.quarantine_name, job.path)
+            return await self.record(job.to(replace(state, name=name)))
+        report = state.report.encode()
+
+        def move(job: Job) -> None:
+            self._folders.quarantine(job.path, job.identity, report, state.name, job.id)
+
+        try:
+            left = await self._moved_off(job, move)
+        except NameTaken:
+            return await self.record(job.to(replace(state, name="")))
+        return await self.record(job.to(replace(state, filed=True, left=left)))
+
+
+def _failed_before(ledger: Ledger, job: Job) -> bool:
+    """Tell whether this very file failed, may have cost money, and had to stay in the inbox.
+
+    It is found again after each start, and would cost again.
+    """
+    match ledger.done_at(job.path, job.home):
+        case Job(state=Quarantined(left=True)) as done:
+            charged = done.billed_calls or done.unknown_calls
+            return bool(charged) and done.identity.same_content(job.identity)
+        case _:
+            return False
