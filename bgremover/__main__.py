@@ -1,0 +1,5 @@
+"""`python -m bgremover`."""
+
+from bgremover.cli import main
+
+main()

@@ -1,0 +1,70 @@
+"""What several commands need: the settings, the door, the state folder's owner."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from bgremover.core.errors import SetupError
+from bgremover.edges.logs import configure
+from bgremover.settings import (
+    Finding,
+    KeySource,
+    Settings,
+    door_check,
+    find_key_source,
+    load_settings,
+    prepare_folders,
+)
+
+
+def settings_from(config: str | None) -> Settings:
+    """Load the settings for a command.
+
+    Raises:
+        SetupError: With every mistake.
+    """
+    return load_settings(config, os.environ, Path.cwd())
+
+
+def start_logging(settings: Settings) -> None:
+    """Send all logs where the settings say."""
+    configure(settings.log.format, settings.log.level, settings.log.file)
+
+
+def key_from(settings: Settings) -> KeySource:
+    """Return where the key is read from; it has been read once and looks like a key.
+
+    Raises:
+        SetupError: There is none, or it cannot be one.
+    """
+    source = find_key_source(settings, os.environ)
+    source.read()
+    return source
+
+
+def pass_the_door(settings: Settings) -> None:
+    """Refuse a set-up that cannot work, and make the folders.
+
+    Raises:
+        SetupError: With every finding and its remedy.
+    """
+    findings = door_check(settings)
+    for finding in findings:
+        if finding.level == "warning":
+            click.echo(f"bgremover: warning: {line(finding)}", err=True)
+    errors = [line(finding) for finding in findings if finding.level == "error"]
+    if errors:
+        raise SetupError("the set-up is wrong:\n" + "\n".join(f"  {error}" for error in errors))
+    prepare_folders(settings)
+
+
+def line(finding: Finding) -> str:
+    """Return a finding as one line: where, what, remedy."""
+    return f"{finding.where}: {finding.what}. {finding.remedy}"
+
+
+def on_terminal() -> bool:
+    """Tell whether a person looks at stderr."""
+    return sys.stderr.isatty()
