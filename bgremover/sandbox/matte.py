@@ -169,6 +169,6 @@ def _bled(flat: Image.Image, solid: Image.Image) -> Image.Image:
     """
     subject = flat.copy()
     subject.putalpha(solid)
-    spread = subject.convert("RGBa").filter(ImageFilter.BoxBlur(3)).convert("RGBA")
+    spread = subject.convert("RGBa").filter(ImageFilter.BoxBlur(4)).convert("RGBA")
     reached = spread.getchannel("A").point([0] * 8 + [255] * 248)
     return Image.composite(spread.convert("RGB"), flat, reached)
