@@ -6,6 +6,7 @@ answer at once.
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs
 
+import io
 import sys
 from collections.abc import Callable
 from enum import IntEnum
@@ -129,6 +130,20 @@ def status(as_json: bool, config: str | None) -> None:
 
 
 @commands.command()
+@click.option("--month", metavar="YYYY-MM", help="Only this local month.")
+@click.option("--csv", "as_csv", is_flag=True, help="CSV on stdout.")
+@_CONFIG
+def report(month: str | None, as_csv: bool, config: str | None) -> None:
+    """List every charge: when, for which file, with which request id, what it cost.
+
+    Calls whose charge is unknown are listed too; calls that were not billed are not.
+    """
+    from bgremover.commands import report as reporting
+
+    sys.exit(reporting.report(config, month=month, as_csv=as_csv))
+
+
+@commands.command()
 @click.argument("name", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Everything in quarantine.")
 @click.option("--code", metavar="CODE", help="Everything quarantined under this code.")
@@ -227,6 +242,10 @@ def schema() -> None:
 
 def main() -> None:
     """Run the command line; expected faults become one message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # The name of a file must not end the program because the terminal cannot show it.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     guarded(commands)
 
 

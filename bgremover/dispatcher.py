@@ -29,7 +29,6 @@ from bgremover.core.errors import (
 )
 from bgremover.core.job import (
     CONFIGURED,
-    Accepted,
     Deferred,
     Fetched,
     Home,
@@ -45,7 +44,7 @@ from bgremover.core.naming import printable
 from bgremover.core.report import error_report, render
 from bgremover.edges.inbox import Sighting
 from bgremover.intake import Intake
-from bgremover.pipeline import GENERATING, TWIN, Pipeline, Trouble
+from bgremover.pipeline import ACCEPTED, GENERATING, TWIN, Pipeline, Trouble
 from bgremover.timing import Bell, Clock
 
 log = structlog.get_logger()
@@ -332,12 +331,18 @@ class Dispatcher:
     # --- what follows -----------------------------------------------------------------------
 
     def _advanced(self, before: Job, job: Job, started: float) -> None:
-        paid = isinstance(job.state, Paid | Accepted) and lane_of(before) is Lane.SEND
+        # A generation that was accepted may still fail: it has not succeeded before it is paid.
+        paid = isinstance(job.state, Paid) and job.attempts != before.attempts
         if paid and not self._paused_locally:
-            self._line_succeeded(job.id, started)
+            self._line_succeeded(job.id, self._sent_at(job, started))
         if isinstance(job.state, Fetched) and isinstance(before.state, Paid):
             self._change_line(pacing.fetched(self.line, job.id, self._pace, started=started))
         self._settle(job)
+
+    def _sent_at(self, job: Job, started: float) -> float:
+        accepted = [one.at for one in job.attempts if one.outcome == ACCEPTED]
+        age = self._clock.wall() - accepted[-1] if accepted else 0.0
+        return min(started, self._clock.steady() - age)
 
     @property
     def _paused_locally(self) -> bool:
@@ -354,20 +359,26 @@ class Dispatcher:
 
     async def _failed(self, job: Job, fault: BgremoverError, started: float) -> None:
         if self._taken_back(job, fault):
+            await self._record(job.to(Released(fault.code)), started)
             return
         self._line_failed(job.id, fault, started)
         decision = verdict.judge(job, fault, self.line, self._rules, self._chance())
         after = self._after(job, decision)
-        try:
-            await self._pipeline.record(after)
-        except LocalFault as full:
-            self._line_failed(job.id, full, started)
+        await self._record(after, started)
         self._tell_verdict(after, decision, fault)
         self._settle(after)
 
+    async def _record(self, job: Job, started: float) -> None:
+        try:
+            await self._pipeline.record(job)
+        except LocalFault as full:
+            self._line_failed(job.id, full, started)
+
     def _taken_back(self, job: Job, fault: BgremoverError) -> bool:
         cut_off = isinstance(fault, Truncated | EmptyImage) and isinstance(job.state, Queued)
-        return cut_off and self.intake is not None and self.intake.wait_longer(job.path)
+        if not cut_off or self.intake is None:
+            return False
+        return self.intake.wait_longer(job.path, job.identity)
 
     def _after(self, job: Job, decision: verdict.Verdict) -> Job:
         match decision:

@@ -110,17 +110,18 @@ class Intake:
         self._claimed.pop(path, None)
         self.bell.ring()
 
-    def wait_longer(self, path: str) -> bool:
+    def wait_longer(self, path: str, identity: Identity) -> bool:
         """Take a claimed file back that turned out to be cut off.
 
         Returns:
             False when patience with it is over; it stays claimed then.
         """
-        watched = self._claimed.get(path)
-        later = cut_off(watched, self._clock.steady(), self._patience) if watched else None
+        now = self._clock.steady()
+        watched = self._claimed.get(path) or self._sighted(None, Sighting(path, identity), now)
+        later = cut_off(watched, now, self._patience)
         if later is None:
             return False
-        self._claimed.pop(path)
+        self._claimed.pop(path, None)
         self._watch(path, later)
         self.bell.ring()
         return True

@@ -52,6 +52,7 @@ log = structlog.get_logger()
 
 TWIN = "twin"
 GENERATING = "generating"
+ACCEPTED = "accepted"
 KNOWN = "known"
 _FIRST_POLL = 0.5
 _SLOWEST_POLL = 5.0
@@ -163,7 +164,7 @@ class Pipeline:
         """Write `job` into the ledger; a released one is forgotten."""
         now = self._clock.wall()
         if isinstance(job.state, Released):
-            await self._scribe.do(lambda ledger: ledger.forget(job.id))
+            await self._scribe.do(lambda ledger: ledger.forget(job.id), durable=False)
         else:
             await self._scribe.do(lambda ledger: ledger.put(job, now))
         return job
@@ -306,7 +307,7 @@ class Pipeline:
         outcome = fault.code if fault else "paid"
         billed = fault.billed if fault else Billed.YES
         if receipt is not None and receipt.link is None:
-            outcome, billed = "accepted", Billed.NO
+            outcome, billed = ACCEPTED, Billed.NO
         return Attempt(
             number=len(job.attempts) + 1,
             at=at,
@@ -322,7 +323,7 @@ class Pipeline:
         now = self._clock.wall()
 
         def write(ledger: Ledger) -> None:
-            if attempt.outcome != "accepted":
+            if attempt.outcome != ACCEPTED:
                 ledger.end_call(
                     call_id,
                     billed=attempt.billed,

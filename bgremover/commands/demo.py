@@ -59,7 +59,7 @@ def _settings(url: str, folder: Path) -> Settings:
     text = {
         "api": {"base_url": url},
         # The samples are not being copied by anybody: a short wait is enough.
-        "watch": {"settle_seconds": 0.2, "incomplete_minutes": 0.01},
+        "watch": {"settle_seconds": 0.2, "incomplete_minutes": 0},
     }
     return parse_settings(yaml.safe_dump(text), {}, folder)
 

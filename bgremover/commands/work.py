@@ -224,6 +224,6 @@ def progress(total: int) -> AbstractContextManager[Bar]:
     """Return a progress bar on a terminal, nothing otherwise: the log tells it in lines."""
     if not on_terminal():
         return nullcontext(_NoBar())
-    from bgremover.commands.bar import RichBar
+    from bgremover.commands.bar import RichBar  # noqa: PLC0415 - rich is for terminals only
 
     return RichBar(total)

@@ -47,7 +47,7 @@ def error_report(
         "attempts": [_attempt(attempt) for attempt in job.attempts],
         "source": _source(job),
     }
-    if not _is_utf8(job.path):
+    if printable(job.path) != job.path:
         raw = job.path.encode("utf-8", "surrogateescape")
         report["file_b64"] = base64.b64encode(raw).decode("ascii")
     return report
@@ -107,11 +107,3 @@ def _source(job: Job) -> dict[str, Any]:
         "width": picture.width if picture else None,
         "height": picture.height if picture else None,
     }
-
-
-def _is_utf8(path: str) -> bool:
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -57,7 +57,7 @@ from bgremover.core.errors import (
 )
 from bgremover.core.job import Receipt
 
-CHUNK = 65_536
+CHUNK = 262_144
 LONGEST_ANSWER = 1_000_000
 LONGEST_POLL = 30.0
 LONGEST_SILENCE = 30.0

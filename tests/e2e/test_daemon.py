@@ -234,3 +234,25 @@ def test_sighup_takes_a_new_key_from_its_file_at_once(
         daemon.until_event("service.resumed")
         assert daemon.end() == 0
     assert site.files(site.quarantine) == set()
+
+
+def test_a_file_that_is_cut_off_is_waited_for_and_leaves_nothing_in_the_ledger(
+    tmp_path: Path, sandbox: RunningSandbox
+) -> None:
+    site = Site(tmp_path, sandbox.url)
+    whole = photo(size=(400, 300))
+    path = site.drop("slow.jpg", whole[: len(whole) // 2])
+    with site.running() as daemon:
+        daemon.until_event("image.claimed", 2)
+        assert sandbox.state.submissions == 0
+        daemon.end(signal.SIGKILL)
+    with site.running() as daemon:
+        daemon.until_event("image.claimed")
+        assert daemon.events("image.quarantined") == []
+        with path.open("ab") as more:
+            more.write(whole[len(whole) // 2 :])
+        daemon.until_event("image.saved")
+        assert daemon.end() == 0
+        assert daemon.events("image.released") == []
+    assert site.files(site.archive) == {"slow.jpg"}
+    assert len(sandbox.state.payments) == 1
