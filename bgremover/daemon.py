@@ -91,11 +91,13 @@ class Parts:
     """What the daemon is made of.
 
     `home` says whose jobs of the ledger are resumed; with `kept`, originals stay in the inbox
-    after they were cut out, and those of earlier runs are not looked at again.
+    after they were cut out, and those of earlier runs are not looked at again. `key_version` gives
+    something that is another when the API key may have changed.
     """
 
     home: Home
     kept: bool
+    key_version: Callable[[], object]
     scribe: Scribe
     folders: Folders
     api: Ideogram
@@ -127,6 +129,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._bell = Bell()
+        self._key = parts.key_version()
 
     def stop(self) -> None:
         """End the run; what is in flight gets `GRACE_SECONDS`, at the second call nothing."""
@@ -215,9 +218,16 @@ class Daemon:
                 return
             if not self._until_idle:
                 await self._parts.lookout.look()
+                await self._look_at_key()
             self._parts.notifier.watchdog()
             self._parts.notifier.status(self._parts.standing.line())
             await self._bell.wait(min(beat or LOOK_SECONDS, self._look_seconds))
+
+    async def _look_at_key(self) -> None:
+        before, self._key = self._key, await asyncio.to_thread(self._parts.key_version)
+        if before != self._key:
+            log.info("key.changed")
+            self._parts.dispatcher.probe_now()
 
     @property
     def _look_seconds(self) -> float:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from bgremover import __version__
 from bgremover.core.budget import Budget, micro
+from bgremover.core.errors import KeyRefused, SetupError
 from bgremover.core.ignoring import Ignore
 from bgremover.core.job import CONFIGURED, Home, Job
 from bgremover.core.pacing import Pace
@@ -65,7 +66,14 @@ def open_api(settings: Settings, key: KeySource, clock: Clock) -> Ideogram:
         link_hosts=tuple(api.link_hosts),
         connections=2 * settings.queue.workers + 4,
     )
-    return Ideogram(options, lambda: key.read().get_secret_value(), clock.wall)
+    return Ideogram(options, lambda: _present(key), clock.wall)
+
+
+def _present(key: KeySource) -> str:
+    try:
+        return key.read().get_secret_value()
+    except SetupError as fault:  # while it runs: the line pauses until the key is back
+        raise KeyRefused(fault.message) from fault
 
 
 def open_inbox(settings: Settings, work: Work) -> Inbox:
@@ -172,6 +180,7 @@ def build(
     return Parts(
         home=work.home,
         kept=kept,
+        key_version=key.version,
         scribe=scribe,
         folders=folders,
         api=api,

@@ -92,7 +92,7 @@ class Site:
         self.inbox, self.outbox, self.quarantine, self.archive, self.state = (
             root / name for name in ("inbox", "outbox", "quarantine", "archive", "state")
         )
-        self.inbox.mkdir(parents=True)
+        self.inbox.mkdir(parents=True, exist_ok=True)
         api = {"base_url": url, **settings.pop("api", {})}
         watch = {**FAST, **settings.pop("watch", {})}
         retry = {"base_seconds": 0.05, "cap_seconds": 0.5, **settings.pop("retry", {})}

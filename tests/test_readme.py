@@ -36,7 +36,7 @@ def code_row(kind: type[errors.BgremoverError]) -> str:
     return f"| `{kind.code}` | {meaning} | {kind.hint} |"
 
 
-OPTIONS = [option_row(key, field.get_default(), field.description) for key, field in keys()]
+OPTIONS = [option_row(key, field.get_default(), field.description) for key, field in keys().items()]
 CODES = [code_row(kind) for kind in leaves(errors.FileFault)]
 
 
@@ -47,7 +47,7 @@ def test_the_table_has_the_row(row: str) -> None:
 
 def test_the_tables_have_no_other_rows() -> None:
     rows = re.findall(r"^\| `([a-z_]+\.[a-z_]+|originals)` \|", README, re.MULTILINE)
-    assert sorted(rows) == sorted(key for key, _ in keys())
+    assert sorted(rows) == sorted(keys())
 
 
 @pytest.mark.parametrize("code", list(Exit))

@@ -213,8 +213,9 @@ def test_status_and_health_look_at_the_running_daemon(
     assert json.loads(site.command("status", "--json").stdout)["state"] == "stopped"
 
 
-def test_sighup_takes_a_new_key_from_its_file_at_once(
-    tmp_path: Path, sandbox: RunningSandbox
+@pytest.mark.parametrize("hang_up", [True, False])
+def test_a_new_key_in_its_file_ends_the_pause(
+    tmp_path: Path, sandbox: RunningSandbox, hang_up: bool
 ) -> None:
     key_file = tmp_path / "key"
     key_file.write_text("wrong\n")
@@ -229,7 +230,8 @@ def test_sighup_takes_a_new_key_from_its_file_at_once(
         assert status["state"] == "paused"
         assert status["pause"]["reason"] == "key_refused"
         key_file.write_text(KEY + "\n")
-        daemon.send(signal.SIGHUP)
+        if hang_up:
+            daemon.send(signal.SIGHUP)
         daemon.until_event("image.saved")
         daemon.until_event("service.resumed")
         assert daemon.end() == 0

@@ -98,7 +98,8 @@ def _as_documented(router: respx.MockRouter) -> None:
             "qualifier": "exact",
         }
     )
-    router.post(DOCUMENTED + V2).respond(json={"generation_id": "gen_1"}, headers={"x-request-id": "r-2"})
+    accepted = {"generation_id": "gen_1"}
+    router.post(DOCUMENTED + V2).respond(json=accepted, headers={"x-request-id": "r-2"})
     router.get(DOCUMENTED + "/v2/generations/gen_1").mock(side_effect=_generation())
     router.get(path__startswith="/v2/generations/").respond(404, json={"error": "not found"})
     router.get(LINK).respond(content=cut_out(), headers={"content-type": "image/png"})
