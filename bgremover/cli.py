@@ -130,6 +130,20 @@ def status(as_json: bool, config: str | None) -> None:
 
 
 @commands.command()
+@_CONFIG
+def rebuild(config: str | None) -> None:
+    """Make a new ledger in place of a damaged one.
+
+    The damaged file is moved aside, never deleted. What can still be read of it is kept, and
+    finished originals in the archive are paired with their cut-outs, so that they are not paid
+    for again. A ledger that is well is left alone.
+    """
+    from bgremover.commands import rebuild as rebuilding
+
+    sys.exit(rebuilding.rebuild(config))
+
+
+@commands.command()
 @click.option("--month", metavar="YYYY-MM", help="Only this local month.")
 @click.option("--csv", "as_csv", is_flag=True, help="CSV on stdout.")
 @_CONFIG

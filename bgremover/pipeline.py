@@ -240,7 +240,8 @@ class Pipeline:
         return await self._scribe.do(lambda ledger: self._reserve_in(ledger, job))
 
     def _reserve_in(self, ledger: Ledger, job: Job) -> str:
-        return ledger.reserve(job, candidates(output_path(job.path)), self._folders.taken)
+        names = candidates(output_path(job.path), self._folders.longest_name())
+        return ledger.reserve(job, names, self._folders.taken)
 
     # --- the money --------------------------------------------------------------------------
 

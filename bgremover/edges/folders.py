@@ -111,6 +111,13 @@ class Folders:
         """Tell whether something lies under this name in the outbox."""
         return os.path.lexists(os.path.join(self._roots.outbox, output))
 
+    def longest_name(self) -> int:
+        """Return how many bytes a name in the outbox may have: fewer than usual on some."""
+        try:
+            return os.pathconf(self._roots.outbox, "PC_NAME_MAX")
+        except (OSError, ValueError):
+            return MAX_NAME_BYTES
+
     def check_room(self, output: str, size: int) -> None:
         """Make sure that a cut-out can be saved, before it is paid for.
 
@@ -222,11 +229,11 @@ class Folders:
     def _copied_before(self, source: str, output: str, temp: "Temp") -> bool:
         """Copy into `temp`, unless an earlier run made the very copy and was killed."""
         path, final = (os.path.join(self._roots.outbox, name) for name in (source, output))
-        with _blaming(f"reading {printable(source)}"), _reading(_Spot(path)) as file:
-            if _holds_copy(_Spot(final), file):
-                return True
-            file.seek(0)
-            with _blaming(f"saving {printable(temp.path)}"):
+        with _blaming(f"reading {printable(source)}"):
+            with _reading(_Spot(path)) as file:
+                if _holds_copy(_Spot(final), file):
+                    return True
+            with _reading(_Spot(path)) as file, _blaming(f"saving {printable(temp.path)}"):
                 shutil.copyfileobj(file, temp.file, _PIECE)
         return False
 

@@ -48,10 +48,9 @@ from bgremover.core.job import (
 )
 from bgremover.core.naming import fold
 
-SCHEMA_VERSION = 1
 FILE_NAME = "ledger.sqlite3"
 
-_SCHEMA = """
+_FIRST = """
 CREATE TABLE jobs (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
@@ -93,6 +92,11 @@ CREATE TABLE names (
 CREATE INDEX names_job ON names (job_id);
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
+
+_MIGRATIONS = (_FIRST,)
+"""The n-th brings a ledger of schema n-1 to schema n. What was released is never changed."""
+
+SCHEMA_VERSION = len(_MIGRATIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +195,10 @@ class Ledger:
                 f"{self._path} was written by a newer bgremover (schema {version}, this one knows "
                 f"{SCHEMA_VERSION}): install that version again, or use another folders.state"
             )
-        if version == 0:
+        for number in range(version + 1, SCHEMA_VERSION + 1):
+            step = _MIGRATIONS[number - 1]
             self._db.executescript(
-                f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                f"BEGIN IMMEDIATE; {step} PRAGMA user_version = {number}; COMMIT;"
             )
 
     def close(self) -> None:
@@ -398,23 +403,8 @@ class Ledger:
         return self._calls("WHERE substr(day, 1, 7) = ? ORDER BY id", (month,))
 
     def _calls(self, where: str, values: tuple[object, ...]) -> Iterator[Call]:
-        columns = (
-            "id, job_id, path, started_at, day, micro_usd, billed, outcome, status, request_id"
-        )
-        rows = self._db.execute(f"SELECT {columns} FROM calls {where}", values)  # noqa: S608 - `where` is one of the literals above
-        for number, job_id, path, started, day, micro, billed, outcome, status, request in rows:
-            yield Call(
-                id=number,
-                job_id=job_id,
-                path=os.fsdecode(path),
-                started_at=started,
-                day=day,
-                usd=micro / 1_000_000,
-                billed=Billed(billed) if billed else None,
-                outcome=outcome,
-                status=status,
-                request_id=request,
-            )
+        rows = self._db.execute(f"SELECT {_CALL} FROM calls {where}", values)  # noqa: S608 - `where` is one of the literals above
+        return map(_call, rows)
 
     def spend(self, day: str) -> Spend:
         """Return what was spent on this local day (YYYY-MM-DD), in its month and in all."""
@@ -502,6 +492,15 @@ class Ledger:
         """Note that the run ended by itself."""
         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('running', 'no')")
 
+    def restore(self, jobs: Iterable[Job], calls: Iterable[Call], now: float) -> None:
+        """Put what was salvaged from another ledger into this one, calls under their numbers."""
+        for job in jobs:
+            self.put(job, now)
+        self._db.executemany(
+            f"INSERT OR IGNORE INTO calls ({_CALL}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - our own names
+            [_row(call) for call in calls],
+        )
+
     def check(self) -> list[str]:
         """Return what SQLite finds damaged; empty when all is well."""
         rows = self._db.execute("PRAGMA quick_check").fetchall()
@@ -544,6 +543,95 @@ def _has_content(path: Path) -> bool:
         return os.fstat(descriptor).st_size > 0
     finally:
         os.close(descriptor)
+
+
+_CALL = "id, job_id, path, started_at, day, micro_usd, billed, outcome, status, request_id"
+
+
+def _call(row: tuple[Any, ...]) -> Call:
+    number, job_id, path, started, day, micro, billed, outcome, status, request = row
+    return Call(
+        id=number,
+        job_id=job_id,
+        path=os.fsdecode(path),
+        started_at=started,
+        day=day,
+        usd=micro / 1_000_000,
+        billed=Billed(billed) if billed else None,
+        outcome=outcome,
+        status=status,
+        request_id=request,
+    )
+
+
+def _row(call: Call) -> tuple[object, ...]:
+    return (
+        call.id,
+        call.job_id,
+        os.fsencode(call.path),
+        call.started_at,
+        call.day,
+        round(call.usd * 1_000_000),
+        call.billed.value if call.billed else None,
+        call.outcome,
+        call.status,
+        call.request_id,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Salvaged:
+    """What can still be read of a damaged ledger. `lost` counts the rows that cannot."""
+
+    jobs: tuple[Job, ...]
+    calls: tuple[Call, ...]
+    lost: int
+
+
+def salvage(path: Path) -> Salvaged:
+    """Read a damaged ledger row by row, and leave out what cannot be read.
+
+    Args:
+        path: The database file; its write-ahead log lies beside it.
+    """
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        jobs = [_job_or_none(row) for row in _readable(db, "jobs", "seq", "body")]
+        calls = [_call_or_none(row) for row in _readable(db, "calls", "id", _CALL)]
+    found = tuple(job for job in jobs if job is not None)
+    paid = tuple(call for call in calls if call is not None)
+    return Salvaged(found, paid, len(jobs) + len(calls) - len(found) - len(paid))
+
+
+def _readable(
+    db: sqlite3.Connection, table: str, key: str, columns: str
+) -> Iterator[tuple[Any, ...] | None]:
+    # By the number of the row: each look-up goes its own way through the tree, past the damage.
+    try:
+        (last,) = db.execute(f"SELECT max({key}) FROM {table}").fetchone()  # noqa: S608 - our own names
+    except sqlite3.DatabaseError:
+        return
+    for number in range(1, (last or 0) + 1):
+        try:
+            row = db.execute(f"SELECT {columns} FROM {table} WHERE {key} = ?", (number,)).fetchone()  # noqa: S608
+        except sqlite3.DatabaseError:
+            yield None
+        else:
+            if row is not None:
+                yield row
+
+
+def _job_or_none(row: tuple[Any, ...] | None) -> Job | None:
+    try:
+        return decode(row[0]) if row else None
+    except ValueError:
+        return None
+
+
+def _call_or_none(row: tuple[Any, ...] | None) -> Call | None:
+    try:
+        return _call(row) if row else None
+    except (TypeError, ValueError):
+        return None
 
 
 T = TypeVar("T")
@@ -675,9 +763,9 @@ def _is_damage(error: sqlite3.Error) -> bool:
 def damaged(path: Path, error: sqlite3.Error) -> SetupError:
     """Return the refusal to work with a damaged ledger, with its remedy."""
     return SetupError(
-        f"{path} is damaged ({error}). Nothing was changed. Restore it from a backup, or move it "
-        "aside: bgremover then starts an empty ledger, and images that are dropped again are paid "
-        "for again"
+        f"{path} is damaged ({error}). Nothing was changed. Restore it from a backup, or run "
+        "`bgremover rebuild`: it moves the damaged file aside and makes a new ledger from what can "
+        "still be read of it and from what lies in your folders"
     )
 
 
