@@ -1,5 +1,6 @@
 """When a dropped file counts as whole, and how long a cut-off one is waited for."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -188,7 +189,7 @@ def test_patience_grows_and_ends_when_incomplete_seconds_are_over(
     between = waits(first, patience)
     assert all(wait <= LONGEST_WAIT + 1e-6 for wait in between)
     grown = between[:-1]  # the last one is cut short by the end of patience
-    assert all(wait <= later + 1e-6 for wait, later in zip(grown, grown[1:], strict=False))
+    assert all(wait <= later + 1e-6 for wait, later in itertools.pairwise(grown))
     longest = max(patience.incomplete_seconds, first.look_at - first.since)
     assert first.look_at + sum(between) == pytest.approx(first.since + longest)
 
