@@ -42,7 +42,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from bgremover.core.answer import host_of, is_own_host
 from bgremover.core.errors import SetupError
 from bgremover.core.naming import printable
-from bgremover.edges.mounts import Mount, mounts_under, network, read_mounts
+from bgremover.edges.mounts import Mount, mounts_under, network, read_mounts, shown_twice
 
 PREFIX = "BGREMOVER_"
 """How the variables that stand for a key begin: BGREMOVER_SECTION__KEY."""
@@ -998,6 +998,8 @@ def find_key_source(settings: Settings, env: Mapping[str, str]) -> KeySource:
 
 _Step = tuple[tuple[int, int], tuple[str, ...]]
 
+_BESIDE = "Choose folders beside each other: what is written into one must not show up in another."
+
 
 @dataclass(frozen=True, slots=True)
 class _Place:
@@ -1085,38 +1087,41 @@ def _used(settings: Settings) -> dict[str, Path]:
 
 def _overlaps(places: list[_Place], mounts: tuple[Mount, ...]) -> Iterator[Finding]:
     for one, other in itertools.combinations(places, 2):
-        found = _overlap(one, other, mounts)
+        found = _overlap(one, other) or _mounted_overlap(one, other, mounts)
         if found is not None:
-            inner, words = found
-            remedy = "Choose folders beside each other: what is written into one must not show up"
-            yield Finding("error", inner.name, words, f"{remedy} in another.")
+            yield found
 
 
-def _overlap(one: _Place, other: _Place, mounts: tuple[Mount, ...]) -> tuple[_Place, str] | None:
-    """Return which of the two lies in the other, and how to say it."""
+def _overlap(one: _Place, other: _Place) -> Finding | None:
     match _holds(one, other), _holds(other, one):
         case True, True:
-            return other, f"{other.shown} is the folder of {one.name} ({one.shown})"
+            words = f"{other.shown} is the folder of {one.name} ({one.shown})"
+            return other.error(words, _BESIDE)
         case True, False:
-            return other, f"{other.shown} lies in {one.name} ({one.shown})"
+            return other.error(f"{other.shown} lies in {one.name} ({one.shown})", _BESIDE)
         case False, True:
-            return one, f"{one.shown} lies in {other.name} ({other.shown})"
+            return one.error(f"{one.shown} lies in {other.name} ({other.shown})", _BESIDE)
         case _:
-            return _mounted_overlap(one, other, mounts) or _mounted_overlap(other, one, mounts)
+            return None
 
 
-def _mounted_overlap(
-    outer: _Place, inner: _Place, mounts: tuple[Mount, ...]
-) -> tuple[_Place, str] | None:
-    """Find a mount below `outer` that shows `inner`, or a folder above it, once more."""
-    ways = {identity for identity, _ in inner.steps}
-    points = (mount.point for mount in mounts_under(outer.real, mounts))
-    below = (point for point in points if Path(point).is_relative_to(outer.real))
-    point = next((point for point in below if _identity(point) in ways), None)
-    if point is None:
+def _mounted_overlap(one: _Place, other: _Place, mounts: tuple[Mount, ...]) -> Finding | None:
+    """Find a folder that shows up in both, which their paths do not tell."""
+    twice = shown_twice(one.real, other.real, mounts)
+    if twice is None:
         return None
-    words = f"{inner.shown} shows up in {outer.name} ({outer.shown}), mounted on {printable(point)}"
-    return inner, words
+    first, second = twice.first, twice.second
+    if _is_below(twice.mounted, other) or (twice.mounted is None and first == one.real):
+        one, other, first, second = other, one, second, first
+    words = f"{printable(second)} and {printable(first)} are one folder, by a bind mount"
+    undo = f" Or remove the mount on {printable(twice.mounted)}." if twice.mounted else ""
+    return other.error(
+        f"{other.shown} shows up in {one.name} ({one.shown}): {words}", _BESIDE + undo
+    )
+
+
+def _is_below(path: str | None, place: _Place) -> bool:
+    return path is not None and Path(path).is_relative_to(place.real)
 
 
 def _taken_for_images(settings: Settings, inbox: _Place) -> Iterator[Finding]:

@@ -14,7 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from bgremover.core.errors import Blocked, Replaced, Vanished, local_fault
+from bgremover.core.errors import (
+    BgremoverError,
+    Blocked,
+    DiskFailed,
+    Replaced,
+    Vanished,
+    local_fault,
+)
 from bgremover.core.ignoring import Ignore
 from bgremover.core.job import Identity
 from bgremover.core.naming import printable
@@ -115,7 +122,7 @@ class Inbox:
             room: How many sightings are wanted at most.
 
         Raises:
-            LocalFault: The inbox itself cannot be listed.
+            LocalFault: The inbox itself cannot be listed, or is lost meanwhile.
         """
         found: list[Sighting] = []
         odd: list[tuple[str, str]] = []
@@ -126,7 +133,7 @@ class Inbox:
             folders += 1
             for entry in self._list(folder, odd):
                 path = folder + entry.name
-                if entry.is_dir(follow_symlinks=False):
+                if _is_folder(entry):
                     self._enter(entry, path, waiting, odd)
                 elif not self._ignore.file(entry.name, path) and (one := _seen(entry, path, odd)):
                     files += 1
@@ -134,18 +141,22 @@ class Inbox:
                         found.append(one)
         return Sweep(tuple(found[:room]), len(found) > room, files, folders, tuple(odd))
 
-    def _list(self, folder: str, odd: list[tuple[str, str]]) -> list[os.DirEntry[str]]:
-        if not folder:
-            with self._naming_root(), os.scandir(self.root) as entries:
-                return list(entries)
+    def _list(self, folder: str, odd: list[tuple[str, str]]) -> Iterator[os.DirEntry[str]]:
+        """Yield what lies in a folder; each entry can be asked until the next one comes."""
         try:
-            with os.scandir(os.path.join(self.root, folder)) as entries:
-                return list(entries)
+            # By its descriptor: a link may have taken the place of any folder on the way.
+            with self.holding(folder) as (descriptor, _), os.scandir(descriptor) as entries:
+                yield from entries
+        except (Vanished, Replaced):
+            return  # between two looks; the next one sees what is there now
+        except (Blocked, DiskFailed) as fault:
+            if not folder:
+                raise
+            odd.append((folder, f"cannot be listed: {fault.message}"))
         except OSError as error:
-            # A folder may vanish between two looks; anything else is worth a word.
-            if error.errno != errno.ENOENT:
-                odd.append((folder, f"cannot be listed: {error.strerror}"))
-            return []
+            if not folder:
+                raise local_fault(error, f"listing the inbox {self.root}") from error
+            odd.append((folder, f"cannot be listed: {error.strerror}"))
 
     def _enter(
         self,
@@ -167,7 +178,7 @@ class Inbox:
 
         Args:
             paths: Relative to the inbox. What is gone, ignored, below a link, or no regular file
-                is left out.
+                is left out; so is all when the inbox is lost, which a sweep tells.
             leases: Whether to ask if somebody has the file open for writing.
 
         Returns:
@@ -182,11 +193,12 @@ class Inbox:
         if self._ignore.path(path):
             return []
         try:
-            seen = os.lstat(os.path.join(self.root, path))
-        except OSError:
+            with self.holding(path) as (folder, name):
+                seen = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if stat.S_ISDIR(seen.st_mode):
+                return self._below(path)
+        except (OSError, BgremoverError):
             return []
-        if stat.S_ISDIR(seen.st_mode):
-            return self._below(path)
         if not stat.S_ISREG(seen.st_mode):
             return []
         closed = self._closed(path) if leases and self._leases else None
@@ -199,7 +211,7 @@ class Inbox:
             above = waiting.pop()
             for entry in self._list(above, []):
                 path = above + entry.name
-                if entry.is_dir(follow_symlinks=False):
+                if _is_folder(entry):
                     self._enter(entry, path, waiting, [])
                 elif not self._ignore.file(entry.name, path) and (one := _seen(entry, path, [])):
                     found.append(one)
@@ -209,8 +221,8 @@ class Inbox:
         try:
             with self.open(path) as file:
                 return lease_says_closed(file.fileno())
-        except (OSError, Vanished, Replaced, Blocked):
-            return None
+        except (OSError, BgremoverError) as fault:
+            return False if _in_use(fault.__cause__) else None
 
     # --- opening ----------------------------------------------------------------------------
 
@@ -223,7 +235,8 @@ class Inbox:
 
         Raises:
             Vanished: It is not there.
-            Replaced: It is no regular file, lies below a link, or is not what was claimed.
+            Replaced: It is no regular file, lies below a link, or is not what was claimed; or
+                another program has it to itself.
             Blocked: This user may not read it.
             LocalFault: This machine cannot read it now.
         """
@@ -284,6 +297,8 @@ class Inbox:
                 return Vanished(f"{printable(path)} is no longer there")
             case errno.ELOOP | errno.ENXIO | errno.EISDIR:
                 return Replaced(f"{printable(path)} is no regular file")
+            case errno.EWOULDBLOCK:
+                return Replaced(f"{printable(path)} is in use by another program")
             case errno.EACCES | errno.EPERM:
                 return Blocked(f"{printable(path)} may not be read by {_who()}")
             case _:
@@ -293,13 +308,28 @@ class Inbox:
 def _seen(entry: os.DirEntry[str], path: str, odd: list[tuple[str, str]]) -> Sighting | None:
     try:
         found = entry.stat(follow_symlinks=False)
-    except OSError:
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        odd.append((path, f"cannot be looked at: {error.strerror}"))
         return None
     if stat.S_ISREG(found.st_mode):
         return Sighting(path, Identity.of(found))
     kinds = [words for is_kind, words in _KINDS if is_kind(found.st_mode)]
     odd.append((path, f"{kinds[0] if kinds else 'no regular file'}: left alone"))
     return None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:
+        return False  # it is told when it is looked at
+
+
+def _in_use(error: BaseException | None) -> bool:
+    """Tell whether a file was not opened because of a lease: a file server holds it for writing."""
+    return isinstance(error, OSError) and error.errno == errno.EWOULDBLOCK
 
 
 def _who() -> str:

@@ -13,7 +13,7 @@ through one thread which commits whatever has gathered while it was busy in one 
 import asyncio
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -82,8 +82,9 @@ CREATE TABLE calls (
     request_id TEXT,
     seconds REAL
 ) STRICT;
-CREATE INDEX calls_day ON calls (day);
+CREATE INDEX calls_day ON calls (day, billed, micro_usd);
 CREATE INDEX calls_open ON calls (id) WHERE billed IS NULL;
+CREATE INDEX calls_job ON calls (job_id);
 CREATE TABLE names (
     key BLOB PRIMARY KEY,
     output BLOB NOT NULL,
@@ -94,7 +95,10 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
 
 _MIGRATIONS = (_FIRST,)
-"""The n-th brings a ledger of schema n-1 to schema n. What was released is never changed."""
+"""The n-th brings a ledger of schema n-1 to schema n. What was released is never changed.
+
+Each statement ends with its line.
+"""
 
 SCHEMA_VERSION = len(_MIGRATIONS)
 
@@ -179,13 +183,18 @@ class Ledger:
             self._db = sqlite3.connect(
                 self._path, isolation_level=None, check_same_thread=False, timeout=10
             )
-            self._prepare()
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
 
     def _prepare(self) -> None:
         try:
+            _refuse_other_databases(self._db)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            version = migrate(self._db, _MIGRATIONS)
         except sqlite3.DatabaseError as error:
             if _is_damage(error):
                 raise damaged(self._path, error) from error
@@ -194,11 +203,6 @@ class Ledger:
             raise SetupError(
                 f"{self._path} was written by a newer bgremover (schema {version}, this one knows "
                 f"{SCHEMA_VERSION}): install that version again, or use another folders.state"
-            )
-        for number in range(version + 1, SCHEMA_VERSION + 1):
-            step = _MIGRATIONS[number - 1]
-            self._db.executescript(
-                f"BEGIN IMMEDIATE; {step} PRAGMA user_version = {number}; COMMIT;"
             )
 
     def close(self) -> None:
@@ -217,14 +221,8 @@ class Ledger:
         """
         with _translated(self._path):
             self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
+            with _immediate(self._db):
                 yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
@@ -239,7 +237,7 @@ class Ledger:
         self._db.execute("RELEASE one")
 
     def put(self, job: Job, now: float) -> None:
-        """Record `job` as it is now. A released job is forgotten unless it made a call."""
+        """Record `job` as it is now, in place of what was recorded of it before."""
         self._db.execute(
             "INSERT OR REPLACE INTO jobs (id, home, path, kind, finished, bound, reused, sha256, "
             "code, updated_at, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -267,7 +265,7 @@ class Ledger:
         rows = self._db.execute(
             "SELECT body FROM jobs WHERE finished = 0 AND home = ? ORDER BY seq", (_home(home),)
         )
-        return [decode(body) for (body,) in rows]
+        return [_job(body) for (body,) in rows]
 
     def done_at(self, path: str, home: Home = CONFIGURED) -> Job | None:
         """Return the latest finished job of this inbox path, if any."""
@@ -276,7 +274,7 @@ class Ledger:
             "ORDER BY seq DESC LIMIT 1",
             (os.fsencode(path), _home(home)),
         ).fetchone()
-        return decode(row[0]) if row else None
+        return _job(row[0]) if row else None
 
     def saved(self, home: Home = CONFIGURED) -> Iterator[Job]:
         """Yield every job of this home whose cut-out was saved."""
@@ -284,7 +282,7 @@ class Ledger:
             "SELECT body FROM jobs WHERE kind = 'saved' AND home = ?", (_home(home),)
         )
         for (body,) in rows:
-            yield decode(body)
+            yield _job(body)
 
     def sequence(self) -> int:
         """Return the number of the latest change of any job."""
@@ -297,7 +295,7 @@ class Ledger:
             "SELECT body FROM jobs WHERE sha256 = ? AND kind = 'saved' ORDER BY seq DESC",
             (sha256,),
         )
-        return [decode(body) for (body,) in rows]
+        return [_job(body) for (body,) in rows]
 
     def receipts_elsewhere(self, sha256: str, home: Home) -> list[Receipt]:
         """Return the receipts of images with these bytes whose own run was interrupted.
@@ -310,7 +308,7 @@ class Ledger:
             "SELECT body FROM jobs WHERE sha256 = ? AND bound = 1 AND home <> ? ORDER BY seq DESC",
             (sha256, _home(home)),
         )
-        found = [_receipt(decode(body).state) for (body,) in rows]
+        found = [_receipt(_job(body).state) for (body,) in rows]
         return [receipt for receipt in found if receipt is not None]
 
     def begin_call(self, job: Job, terms: CallTerms, now: float) -> Intent:
@@ -378,7 +376,7 @@ class Ledger:
         request_id: str | None,
         seconds: float | None,
     ) -> None:
-        """Complete a call with its outcome. A second completion changes nothing but the outcome.
+        """Complete a call with its outcome. A second completion leaves what it does not know.
 
         An asynchronous generation is completed twice: when it was accepted, and when it ended.
         """
@@ -495,7 +493,8 @@ class Ledger:
     def restore(self, jobs: Iterable[Job], calls: Iterable[Call], now: float) -> None:
         """Put what was salvaged from another ledger into this one, calls under their numbers."""
         for job in jobs:
-            self.put(job, now)
+            # Changes are counted anew here: nothing was looked for since any of them.
+            self.put(replace(job, checked=0), now)
         self._db.executemany(
             f"INSERT OR IGNORE INTO calls ({_CALL}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - our own names
             [_row(call) for call in calls],
@@ -503,8 +502,69 @@ class Ledger:
 
     def check(self) -> list[str]:
         """Return what SQLite finds damaged; empty when all is well."""
-        rows = self._db.execute("PRAGMA quick_check").fetchall()
+        try:
+            rows = self._db.execute("PRAGMA quick_check").fetchall()
+        except sqlite3.DatabaseError as error:
+            if _is_damage(error):
+                return [str(error)]
+            raise
         return [text for (text,) in rows if text != "ok"]
+
+
+def migrate(db: sqlite3.Connection, migrations: Sequence[str]) -> int:
+    """Bring a database to the newest schema, in one transaction.
+
+    Args:
+        db: In autocommit mode.
+        migrations: The n-th brings a database of schema n-1 to schema n.
+
+    Returns:
+        The schema it has now; a newer one than the migrations know is left alone.
+
+    Raises:
+        sqlite3.DatabaseError: It cannot be written, is damaged, or is no ledger.
+    """
+    if _schema(db) < len(migrations):
+        with _immediate(db):
+            # Asked again: another process may have been quicker.
+            for number in range(_schema(db), len(migrations)):
+                for statement in migrations[number].split(";\n"):
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version = {number + 1}")
+    return _schema(db)
+
+
+def _schema(db: sqlite3.Connection) -> int:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+@contextmanager
+def _immediate(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _refuse_other_databases(db: sqlite3.Connection) -> None:
+    """Refuse what is sound and of somebody else, before anything is written into it."""
+    db.execute("BEGIN")  # both questions are about the same moment
+    version, rows = _schema(db), db.execute("SELECT name FROM sqlite_schema").fetchall()
+    db.execute("COMMIT")
+    lacking = {"jobs", "calls", "names", "meta"} - {name for (name,) in rows}
+    if (rows and not version) or (lacking and 0 < version <= SCHEMA_VERSION):
+        raise _Damage("a database, but no ledger of bgremover")
+
+
+class _Damage(sqlite3.DatabaseError):
+    """What SQLite takes for sound cannot be what was written."""
+
+    sqlite_errorcode = sqlite3.SQLITE_CORRUPT
 
 
 @contextmanager
@@ -545,11 +605,23 @@ def _has_content(path: Path) -> bool:
         os.close(descriptor)
 
 
+def _job(body: str) -> Job:
+    try:
+        return decode(body)
+    except ValueError as error:
+        raise _Damage(str(error)) from error
+
+
 _CALL = "id, job_id, path, started_at, day, micro_usd, billed, outcome, status, request_id"
+
+
+_BILLED = {None, *(billed.value for billed in Billed)}
 
 
 def _call(row: tuple[Any, ...]) -> Call:
     number, job_id, path, started, day, micro, billed, outcome, status, request = row
+    if billed not in _BILLED:
+        raise _Damage(f"call {number} cannot be billed {billed!r}")
     return Call(
         id=number,
         job_id=job_id,
@@ -581,7 +653,7 @@ def _row(call: Call) -> tuple[object, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Salvaged:
-    """What can still be read of a damaged ledger. `lost` counts the rows that cannot."""
+    """What can still be read of a damaged ledger. `lost` counts the rows that cannot, at most."""
 
     jobs: tuple[Job, ...]
     calls: tuple[Call, ...]
@@ -594,30 +666,62 @@ def salvage(path: Path) -> Salvaged:
     Args:
         path: The database file; its write-ahead log lies beside it.
     """
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        jobs = [_job_or_none(row) for row in _readable(db, "jobs", "seq", "body")]
-        calls = [_call_or_none(row) for row in _readable(db, "calls", "id", _CALL)]
+    with _translated(path), closing(sqlite3.connect(path, isolation_level=None)) as db:
+        # A file whose end is missing would be refused whole.
+        db.execute("PRAGMA writable_schema = ON")
+        jobs = [_job_or_none(row) for row in _readable(db, _JOBS)]
+        calls = [_call_or_none(row) for row in _readable(db, _CALLS)]
     found = tuple(job for job in jobs if job is not None)
     paid = tuple(call for call in calls if call is not None)
     return Salvaged(found, paid, len(jobs) + len(calls) - len(found) - len(paid))
 
 
-def _readable(
-    db: sqlite3.Connection, table: str, key: str, columns: str
-) -> Iterator[tuple[Any, ...] | None]:
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A table to salvage: its key and what is wanted, and where else its keys can be read.
+
+    Args:
+        keys: Queries for all keys, by indexes that hold them once more.
+        last: Queries for the last key.
+    """
+
+    row: str
+    keys: tuple[str, ...]
+    last: tuple[str, ...]
+
+
+_JOBS = _Table(
+    "SELECT body FROM jobs WHERE seq = ?",
+    ("SELECT seq FROM jobs INDEXED BY jobs_path",),
+    ("SELECT max(seq) FROM jobs", "SELECT seq FROM sqlite_sequence WHERE name = 'jobs'"),
+)
+_CALLS = _Table(
+    f"SELECT {_CALL} FROM calls WHERE id = ?",  # noqa: S608 - our own names
+    ("SELECT id FROM calls INDEXED BY calls_job", "SELECT id FROM calls INDEXED BY calls_day"),
+    ("SELECT max(id) FROM calls",),
+)
+
+
+def _readable(db: sqlite3.Connection, table: _Table) -> Iterator[tuple[Any, ...] | None]:
     # By the number of the row: each look-up goes its own way through the tree, past the damage.
-    try:
-        (last,) = db.execute(f"SELECT max({key}) FROM {table}").fetchone()  # noqa: S608 - our own names
-    except sqlite3.DatabaseError:
-        return
-    for number in range(1, (last or 0) + 1):
+    known = set(next(filter(None, (_asked(db, query) for query in table.keys)), ()))
+    last = max(known.union(*(_asked(db, query) for query in table.last)), default=0)
+    for number in range(1, last + 1):
         try:
-            row = db.execute(f"SELECT {columns} FROM {table} WHERE {key} = ?", (number,)).fetchone()  # noqa: S608
+            row = db.execute(table.row, (number,)).fetchone()
         except sqlite3.DatabaseError:
-            yield None
+            if not known or number in known:
+                yield None
         else:
             if row is not None:
                 yield row
+
+
+def _asked(db: sqlite3.Connection, query: str) -> list[int]:
+    try:
+        return [number for (number,) in db.execute(query) if isinstance(number, int)]
+    except sqlite3.DatabaseError:
+        return []
 
 
 def _job_or_none(row: tuple[Any, ...] | None) -> Job | None:
@@ -630,7 +734,7 @@ def _job_or_none(row: tuple[Any, ...] | None) -> Job | None:
 def _call_or_none(row: tuple[Any, ...] | None) -> Call | None:
     try:
         return _call(row) if row else None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, _Damage):
         return None
 
 
@@ -678,7 +782,10 @@ class Scribe:
         loop = asyncio.get_running_loop()
         while self._wishes:
             wishes, self._wishes = self._wishes, []
-            outcomes = await loop.run_in_executor(self._thread, self._write, wishes)
+            try:
+                outcomes = await loop.run_in_executor(self._thread, self._write, wishes)
+            except Exception as error:  # noqa: BLE001 - nobody may wait for ever
+                outcomes = [error] * len(wishes)
             for wish, outcome in zip(wishes, outcomes, strict=True):
                 _settle(wish.answer, outcome)
         self._writing = None
@@ -695,6 +802,8 @@ class Scribe:
         try:
             with self._ledger.savepoint():
                 return wish.work(self._ledger)
+        except sqlite3.IntegrityError as error:  # a defect of the one who asked, not of the disk
+            return error
         except sqlite3.Error:
             raise
         except Exception as error:  # noqa: BLE001 - handed to the task that asked
@@ -754,10 +863,11 @@ def _create_private(path: Path) -> None:
 
 
 def _is_damage(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in {
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_NOTADB,
-    }
+    # Without a code: text that is no UTF-8, which SQLite itself does not look at.
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:
+        return isinstance(error, sqlite3.OperationalError)
+    return int(code) & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 def damaged(path: Path, error: sqlite3.Error) -> SetupError:
@@ -776,10 +886,12 @@ def _translated(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         raise _fault(path, error) from error
     except OSError as error:
-        raise DiskFailed(f"opening the ledger {path}: {error.strerror}") from error
+        raise local_fault(error, f"opening the ledger {path}") from error
 
 
 def _fault(path: Path, error: sqlite3.Error) -> LocalFault:
+    if _is_damage(error):
+        return DiskFailed(damaged(path, error).message)
     message = f"writing the ledger {path}: {error}"
     match getattr(error, "sqlite_errorcode", 0) & 0xFF:
         case sqlite3.SQLITE_FULL:
