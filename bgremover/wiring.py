@@ -25,9 +25,10 @@ from bgremover.edges.ledger import Ledger, Scribe
 from bgremover.edges.pictures import Limits
 from bgremover.edges.supervisor import Notifier, StatusSocket
 from bgremover.intake import Intake
+from bgremover.key import KeySource
 from bgremover.lookout import Lookout, Watching
 from bgremover.pipeline import Pipeline, Terms
-from bgremover.settings import KeySource, Settings
+from bgremover.settings import Settings
 from bgremover.timing import Clock
 
 CLOSED_SECONDS = 0.5

@@ -16,23 +16,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
-from bgremover import settings as settings_module
+from bgremover import door, reading
 from bgremover.core.errors import SetupError
+from bgremover.door import door_check, prepare_folders
 from bgremover.edges.mounts import Mount
-from bgremover.settings import (
-    Finding,
-    KeySource,
-    Settings,
-    door_check,
-    example_text,
-    find_key_source,
-    json_schema,
-    keys,
-    load_settings,
-    parse_settings,
-    prepare_folders,
-    variable,
-)
+from bgremover.findings import Finding
+from bgremover.key import KeySource, find_key_source
+from bgremover.reading import load_settings, parse_settings
+from bgremover.settings import Settings, example_text, json_schema, keys, variable
 from tests.apart import NOBODY, apart, open_to_all
 
 ROOT = Path(__file__).parent.parent
@@ -541,7 +532,7 @@ def test_whatever_is_given_there_are_settings_or_mistakes_in_words(
     text: str, ignore: str, folder: str
 ) -> None:
     env = {"BGREMOVER_WATCH__IGNORE": ignore, "BGREMOVER_FOLDERS__OUTBOX": folder}
-    told = settings_module._parsed(text, env, BASE)
+    told = reading._parsed(text, env, BASE)
     if isinstance(told, Settings):
         assert all(path.is_absolute() and os.fsencode(path) for _, path in told.folders)
     else:
@@ -1170,9 +1161,9 @@ def test_a_disk_mounted_read_only_is_told(tmp_path: Path) -> None:
 def test_the_state_belongs_on_a_disk_of_this_machine(
     mounts: list[tuple[str, str]], told: bool
 ) -> None:
-    place = settings_module._look("folders.state", Path("/srv/state"))
+    place = door._look("folders.state", Path("/srv/state"))
     known = tuple(Mount(point, kind, "none") for point, kind in mounts)
-    findings = list(settings_module._on_network(place, known))
+    findings = list(door._on_network(place, known))
     assert len(findings) == told
     for finding in findings:
         assert (finding.level, finding.where) == ("error", "folders.state")

@@ -31,21 +31,15 @@ from bgremover.core.errors import (
 )
 from bgremover.core.ignoring import Ignore
 from bgremover.core.naming import MAX_NAME_BYTES, candidates, printable
+from bgremover.door import door_check, prepare_folders
 from bgremover.edges.folders import REPORT, Folders
 from bgremover.edges.inbox import Inbox
 from bgremover.edges.ledger import FILE_NAME, damaged, existing_ledger
 from bgremover.edges.supervisor import ask_status
-from bgremover.settings import (
-    Finding,
-    KeySource,
-    Settings,
-    door_check,
-    example_text,
-    find_key_source,
-    json_schema,
-    parse_settings,
-    prepare_folders,
-)
+from bgremover.findings import Finding
+from bgremover.key import KeySource, find_key_source
+from bgremover.reading import parse_settings
+from bgremover.settings import Settings, example_text, json_schema
 from bgremover.timing import Clock
 from bgremover.wiring import Work, open_api, open_folders, open_inbox
 

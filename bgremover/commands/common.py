@@ -7,16 +7,12 @@ from pathlib import Path
 import click
 
 from bgremover.core.errors import SetupError
+from bgremover.door import door_check, prepare_folders
 from bgremover.edges.logs import configure
-from bgremover.settings import (
-    Finding,
-    KeySource,
-    Settings,
-    door_check,
-    find_key_source,
-    load_settings,
-    prepare_folders,
-)
+from bgremover.findings import Finding
+from bgremover.key import KeySource, find_key_source
+from bgremover.reading import load_settings
+from bgremover.settings import Settings
 
 
 def settings_from(config: str | None) -> Settings:

@@ -12,10 +12,12 @@ from bgremover.core.job import Job, Quarantined, Saved
 from bgremover.core.naming import printable
 from bgremover.edges.logs import configure
 from bgremover.edges.supervisor import StateLock
+from bgremover.key import find_key_source
+from bgremover.reading import parse_settings
 from bgremover.sandbox.app import SandboxOptions
 from bgremover.sandbox.samples import write_broken, write_samples
 from bgremover.sandbox.server import RunningSandbox
-from bgremover.settings import Settings, find_key_source, parse_settings
+from bgremover.settings import Settings
 from bgremover.wiring import Work
 
 LATENCY_SECONDS = 0.5

@@ -21,7 +21,8 @@ from bgremover.core.errors import BgremoverError, LocalFault, NoPermission, Setu
 from bgremover.core.naming import printable
 from bgremover.core.report import utc
 from bgremover.edges.supervisor import ask_status
-from bgremover.settings import Settings, load_settings
+from bgremover.reading import load_settings
+from bgremover.settings import Settings
 
 if TYPE_CHECKING:  # `health` needs no database
     from bgremover.edges.ledger import Ledger

@@ -16,7 +16,7 @@ from bgremover.core.errors import Billed
 from bgremover.core.naming import printable
 from bgremover.core.report import utc
 from bgremover.edges.ledger import Call, existing_ledger
-from bgremover.settings import load_settings
+from bgremover.reading import load_settings
 
 _MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 _COLUMNS = ("at", "day", "file", "outcome", "status", "billed", "usd", "request_id", "job")

@@ -23,7 +23,8 @@ from bgremover.core.naming import printable
 from bgremover.daemon import Daemon, Parts
 from bgremover.edges.inbox import ignore_sigio
 from bgremover.edges.supervisor import StateLock
-from bgremover.settings import KeySource, Settings
+from bgremover.key import KeySource
+from bgremover.settings import Settings
 from bgremover.wiring import Work, build, count_files
 
 ASK_ABOVE = 50

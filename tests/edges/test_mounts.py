@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from bgremover.door import door_check
 from bgremover.edges.mounts import (
     NETWORK,
     Mount,
@@ -21,7 +22,9 @@ from bgremover.edges.mounts import (
     shown_twice,
     trustworthy,
 )
-from bgremover.settings import Finding, Settings, door_check, parse_settings
+from bgremover.findings import Finding
+from bgremover.reading import parse_settings
+from bgremover.settings import Settings
 from tests.apart import apart
 
 ROOT = "20 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw"
