@@ -302,7 +302,7 @@ def bind_all(binds: list[tuple[str, str]]) -> tuple[Mount, ...]:
 
 
 def below(folder: str) -> list[str]:
-    deep = ["/".join(parts) for n in (1, 2, 3) for parts in itertools.product("ab", repeat=n)]
+    deep = ["/".join(parts) for n in range(1, 7) for parts in itertools.product("ab", repeat=n)]
     return [folder, *(f"{folder}/{rest}" for rest in deep)]
 
 
