@@ -134,7 +134,7 @@ def status(as_json: bool, config: str | None) -> None:
 def rebuild(config: str | None) -> None:
     """Make a new ledger in place of a damaged one.
 
-    The damaged file is moved aside, never deleted. What can still be read of it is kept, and
+    A copy of the damaged file is kept. What can still be read of it is kept, and
     finished originals in the archive are paired with their cut-outs, so that they are not paid
     for again. A ledger that is well is left alone.
     """

@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from bgremover import __version__
-from bgremover.core.errors import Billed
+from bgremover.core.errors import Billed, LedgerDamaged, SetupError
 from bgremover.core.job import Home, Job, Quarantined, Released, Saved
 from bgremover.core.naming import printable
 from bgremover.core.recovery import KILLED, recovered
@@ -144,12 +144,13 @@ class Daemon:
 
         Raises:
             LocalFault: The ledger or a folder does not let the daemon start.
+            SetupError: The ledger is damaged.
         """
         parts = self._parts
         log.info("daemon.started", once=self._until_idle, version=__version__)
         self._listen_to_signals()
         try:
-            await self._recover()
+            await self._recovered()
             if not self._until_idle:
                 await parts.lookout.start()
             await self._work()
@@ -172,6 +173,12 @@ class Daemon:
             await self._wind_up(dispatcher)
 
     # --- start ------------------------------------------------------------------------------
+
+    async def _recovered(self) -> None:
+        try:
+            await self._recover()
+        except LedgerDamaged as fault:  # waiting mends nothing: exit 78, not 69
+            raise SetupError(fault.message) from fault
 
     async def _recover(self) -> None:
         parts, now = self._parts, self._parts.clock.wall()

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import time
 import uuid
 from collections import Counter
@@ -16,7 +17,7 @@ from bgremover.commands.common import settings_from
 from bgremover.core.errors import BgremoverError, SetupError, local_fault
 from bgremover.core.job import Identity, Job, Saved
 from bgremover.core.naming import candidates, output_path, printable
-from bgremover.edges.ledger import FILE_NAME, Ledger, Salvaged, existing_ledger, salvage
+from bgremover.edges.ledger import FILE_NAME, Salvaged, existing_ledger, replacement, salvage
 from bgremover.edges.pictures import inspect
 from bgremover.edges.supervisor import StateLock
 from bgremover.settings import Settings
@@ -26,7 +27,7 @@ _TAILS = ("", "-wal", "-shm")
 
 
 def rebuild(config: str | None) -> Exit:
-    """Move a damaged ledger aside and make a new one; return the exit code.
+    """Put a new ledger in place of a damaged one, of which a copy is kept; return the exit code.
 
     Args:
         config: The configuration file, if one is named.
@@ -45,7 +46,7 @@ def rebuild(config: str | None) -> Exit:
         if _is_well(state):
             click.echo(f"The ledger in {state} is well: nothing to rebuild.")
             return Exit.DONE
-        aside = _move_aside(state)
+        aside = _copy_aside(state)
         _tell(aside, *_fill(settings, aside))
     return Exit.DONE
 
@@ -55,20 +56,20 @@ def _is_well(state: Path) -> bool:
         with existing_ledger(state) as ledger:
             return ledger is None or not ledger.check()
     except SetupError as fault:
-        if "newer" in fault.message:
+        if "was written by a newer bgremover" in fault.message:
             raise
         return False
 
 
-def _move_aside(state: Path) -> Path:
+def _copy_aside(state: Path) -> Path:
     aside = state / time.strftime("damaged-%Y%m%dT%H%M%SZ", time.gmtime())
     try:
         aside.mkdir(mode=0o700)
-        for tail in _TAILS:
-            if (state / (FILE_NAME + tail)).exists():
-                (state / (FILE_NAME + tail)).rename(aside / (FILE_NAME + tail))
+        for name in (FILE_NAME + tail for tail in _TAILS):
+            if (state / name).exists():
+                shutil.copy2(state / name, aside / name)
     except OSError as error:
-        raise local_fault(error, f"moving the damaged ledger into {aside}") from error
+        raise local_fault(error, f"copying the damaged ledger into {aside}") from error
     return aside
 
 
@@ -76,14 +77,10 @@ def _fill(settings: Settings, aside: Path) -> tuple[Salvaged, int, list[str]]:
     kept = salvage(aside / FILE_NAME)
     known = {job.picture.sha256 for job in kept.jobs if job.picture}
     pairs = list(found_pairs(settings))
-    ledger = Ledger(Path(settings.folders.state))
-    try:
-        with ledger.transaction():
-            jobs = [job for pair in pairs if (job := _job(settings, pair)) is not None]
-            fresh = [job for job in jobs if job.picture and job.picture.sha256 not in known]
-            ledger.restore([*kept.jobs, *fresh], kept.calls, time.time())
-    finally:
-        ledger.close()
+    jobs = [job for pair in pairs if (job := _job(settings, pair)) is not None]
+    fresh = [job for job in jobs if job.picture and job.picture.sha256 not in known]
+    with replacement(Path(settings.folders.state)) as ledger:
+        ledger.restore([*kept.jobs, *fresh], kept.calls)
     return kept, len(fresh), [pair.original for pair in pairs if pair.output is None]
 
 

@@ -42,6 +42,7 @@ BgremoverError
 │   ├── DiskFull             disk_full
 │   ├── ReadOnlyDisk         read_only
 │   ├── DiskFailed           disk_failed
+│   ├── LedgerDamaged        ledger_damaged
 │   ├── FolderLost           folder_lost
 │   ├── NoPermission         no_permission
 │   └── TooManyOpenFiles     too_many_open_files
@@ -411,6 +412,13 @@ class DiskFailed(LocalFault):
 
     code = "disk_failed"
     hint = "Check the disk or the share that the message names; work resumes by itself."
+
+
+class LedgerDamaged(LocalFault):
+    """The record of what was paid for cannot be read."""
+
+    code = "ledger_damaged"
+    hint = "Stop bgremover, then restore the ledger from a backup or run `bgremover rebuild`."
 
 
 class FolderLost(LocalFault):

@@ -12,6 +12,7 @@ through one thread which commits whatever has gathered while it was busy in one 
 
 import asyncio
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from bgremover.core.errors import (
     Billed,
     DiskFailed,
     DiskFull,
+    LedgerDamaged,
     LocalFault,
     ReadOnlyDisk,
     SetupError,
@@ -490,11 +492,11 @@ class Ledger:
         """Note that the run ended by itself."""
         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('running', 'no')")
 
-    def restore(self, jobs: Iterable[Job], calls: Iterable[Call], now: float) -> None:
+    def restore(self, jobs: Iterable[Job], calls: Iterable[Call]) -> None:
         """Put what was salvaged from another ledger into this one, calls under their numbers."""
         for job in jobs:
             # Changes are counted anew here: nothing was looked for since any of them.
-            self.put(replace(job, checked=0), now)
+            self.put(replace(job, checked=0), _last_moment(job))
         self._db.executemany(
             f"INSERT OR IGNORE INTO calls ({_CALL}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - our own names
             [_row(call) for call in calls],
@@ -509,6 +511,10 @@ class Ledger:
                 return [str(error)]
             raise
         return [text for (text,) in rows if text != "ok"]
+
+
+def _last_moment(job: Job) -> float:
+    return max([job.claimed_at, *(attempt.at for attempt in job.attempts)])
 
 
 def migrate(db: sqlite3.Connection, migrations: Sequence[str]) -> int:
@@ -590,6 +596,46 @@ def existing_ledger(folder: Path) -> Iterator[Ledger | None]:
             yield ledger
     except sqlite3.Error as error:
         raise damaged(path, error) if _is_damage(error) else _fault(path, error) from error
+
+
+@contextmanager
+def replacement(folder: Path) -> Iterator[Ledger]:
+    """Fill a new ledger beside the one in `folder`, and put it in its place at the end.
+
+    Until then, and when anything is raised, the old one stays as it is. A kill between the last
+    two steps leaves the old one without its write-ahead log: keep a copy of both.
+
+    Args:
+        folder: The state folder; its lock is held.
+
+    Yields:
+        The new ledger, in one transaction.
+
+    Raises:
+        LocalFault: The disk did not take it.
+    """
+    beside, path = folder / "rebuilding", folder / FILE_NAME
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        with _translated(path):
+            beside.mkdir(mode=0o700)
+            with closing(Ledger(beside)) as ledger, ledger.transaction():
+                yield ledger
+            # A log of the old ledger must not be taken for one of the new.
+            for tail in ("-wal", "-shm"):
+                path.with_name(FILE_NAME + tail).unlink(missing_ok=True)
+            (beside / FILE_NAME).replace(path)
+            _sync_folder(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _has_content(path: Path) -> bool:
@@ -874,8 +920,8 @@ def damaged(path: Path, error: sqlite3.Error) -> SetupError:
     """Return the refusal to work with a damaged ledger, with its remedy."""
     return SetupError(
         f"{path} is damaged ({error}). Nothing was changed. Restore it from a backup, or run "
-        "`bgremover rebuild`: it moves the damaged file aside and makes a new ledger from what can "
-        "still be read of it and from what lies in your folders"
+        "`bgremover rebuild`: it keeps a copy of the damaged file and makes a new ledger from "
+        "what can still be read of it and from what lies in your folders"
     )
 
 
@@ -891,7 +937,7 @@ def _translated(path: Path) -> Iterator[None]:
 
 def _fault(path: Path, error: sqlite3.Error) -> LocalFault:
     if _is_damage(error):
-        return DiskFailed(damaged(path, error).message)
+        return LedgerDamaged(damaged(path, error).message)
     message = f"writing the ledger {path}: {error}"
     match getattr(error, "sqlite_errorcode", 0) & 0xFF:
         case sqlite3.SQLITE_FULL:

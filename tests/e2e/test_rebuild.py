@@ -89,3 +89,21 @@ def test_what_shares_the_name_of_a_cut_out_is_named_and_not_guessed(
     done = site.command("rebuild")
     assert "2 originals share the name" in done.stdout
     assert "  a.jpg\n  a.png\n" in done.stdout
+
+
+def test_damage_that_shows_only_at_recovery_is_told_with_its_remedy(site: Site) -> None:
+    """A page of an index is gone, the head of the file is sound: nothing shows at the opening."""
+    path = site.state / "ledger.sqlite3"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        (root,) = db.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'jobs_unfinished'"
+        ).fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    content = bytearray(path.read_bytes())
+    content[(root - 1) * size : root * size] = b"\xaa" * size
+    path.write_bytes(content)
+    for command in ("run", "once"):
+        refused = site.command(command)
+        assert refused.returncode == 78, refused.stderr
+        assert "bgremover rebuild" in refused.stderr
+    assert path.read_bytes() == content

@@ -26,6 +26,7 @@ from bgremover.core.errors import (
     DiskFailed,
     DiskFull,
     FolderLost,
+    LedgerDamaged,
     LocalFault,
     NoPermission,
     SetupError,
@@ -59,6 +60,7 @@ from bgremover.edges.ledger import (
     Spend,
     existing_ledger,
     migrate,
+    replacement,
     salvage,
 )
 from tests import fakes
@@ -517,7 +519,7 @@ def test_what_is_restored_and_salvaged_is_the_same(jobs: list[Job], paid: list[C
     small = [replace(call, id=number) for number, call in enumerate(paid, 1)]
     with tempfile.TemporaryDirectory() as folder:
         with closing(Ledger(Path(folder))) as ledger, ledger.transaction():
-            ledger.restore(jobs, small, NOON)
+            ledger.restore(jobs, small)
         found = salvage(Path(folder) / FILE_NAME)
     assert found.jobs == tuple(replace(job, checked=0) for job in jobs)
     assert found.calls == tuple(small)
@@ -1064,7 +1066,7 @@ def test_damage_that_is_met_while_writing_names_the_remedy(
 ) -> None:
     path.write_bytes(overwritten(1, b"\xaa", sound))  # the root of the jobs
     with closing(Ledger(tmp_path)) as ledger:
-        with pytest.raises(DiskFailed, match=r"is damaged .*bgremover rebuild"):
+        with pytest.raises(LedgerDamaged, match=r"is damaged .*bgremover rebuild"):
             put(ledger, a_job())
         assert ledger.check()
 
@@ -1090,7 +1092,7 @@ def test_rows_that_make_no_sense_are_damage_too(
     spoil(path, statement)
     with pytest.raises(SetupError, match="is damaged"):
         looked_into(tmp_path, everything)
-    with closing(Ledger(tmp_path)) as ledger, pytest.raises(DiskFailed, match="is damaged"):  # noqa: SIM117
+    with closing(Ledger(tmp_path)) as ledger, pytest.raises(LedgerDamaged, match="is damaged"):  # noqa: SIM117
         with ledger.transaction():
             everything(ledger)
     found = salvage(path)
@@ -1161,7 +1163,7 @@ def test_a_restored_job_looks_again_for_earlier_cut_outs(ledger: Ledger) -> None
     """Its number is of the other ledger, whose changes were counted differently."""
     put(ledger, pictured(id="first", state=saved()))
     with ledger.transaction():
-        ledger.restore([pictured(id="late", checked=10**6)], [], NOON)
+        ledger.restore([pictured(id="late", checked=10**6)], [])
     (late,) = ledger.unfinished()
     with ledger.transaction():
         assert ledger.begin_call(late, TERMS, NOON) == Intent(twin="first")
@@ -1208,7 +1210,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
                 state: State = saved() if number % 10 else quarantined()
                 job = pictured(f"{number:064x}", id=str(number), path=f"{number}.jpg", state=state)
                 ledger.put(job, NOON + number)
-            ledger.restore([], map(a_call, range(1, MANY)), NOON)
+            ledger.restore([], map(a_call, range(1, MANY)))
         yield ledger
 
 
@@ -1310,7 +1312,9 @@ def test_a_wish_that_fails_undoes_itself_alone(tmp_path: Path, error: type[Excep
 
 def test_a_disk_that_fails_fails_all_wishes_and_records_none(tmp_path: Path) -> None:
     def fails(_: Ledger) -> None:
-        raise sqlite3.OperationalError("disk I/O error")
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
 
     async def piece(scribe: Scribe, _: Ledger) -> object:
         wishes = (scribe.do(writes("a")), scribe.do(fails), scribe.do(writes("b")))
@@ -1379,3 +1383,27 @@ def test_who_asks_after_the_end_is_told(tmp_path: Path) -> None:
             await asyncio.wait_for(scribe.do(writes("late")), 20)
 
     asyncio.run(main())
+
+
+# --- in place of another ledger -----------------------------------------------------------------
+
+
+def test_a_new_ledger_takes_the_place_of_the_old_one_with_the_moments_it_tells(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / FILE_NAME).write_bytes(b"damaged")
+    (tmp_path / f"{FILE_NAME}-wal").write_bytes(b"of the old one")
+    failed = a_job(state=Quarantined("rejected", "{}", "a.jpg", filed=True), claimed_at=NOON - 5)
+    with replacement(tmp_path) as ledger:
+        ledger.restore([failed], [])
+        assert (tmp_path / FILE_NAME).read_bytes() == b"damaged"
+    with closing(Ledger(tmp_path)) as ledger:
+        assert [found.at for found in ledger.failures()] == [NOON - 5]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE_NAME]
+
+
+def test_a_new_ledger_that_cannot_be_filled_leaves_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_bytes(b"damaged")
+    with pytest.raises(RuntimeError), replacement(tmp_path):
+        raise RuntimeError
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"damaged"]
