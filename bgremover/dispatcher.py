@@ -134,6 +134,7 @@ class Dispatcher:
         self._told = told
         self._lanes: dict[Lane, deque[Job]] = {lane: deque() for lane in Lane}
         self._running: dict[Lane, set[asyncio.Task[None]]] = {lane: set() for lane in Lane}
+        self._answered: dict[str, bool] = {}
         self._parked: dict[str, Job] = {}
         self._moments: list[tuple[float, int, str]] = []
         self._due: dict[str, float] = {}
@@ -294,9 +295,17 @@ class Dispatcher:
         coming = self._lanes[Lane.PREPARE] or self._running[Lane.PREPARE]
         return not coming and not any(map(self._may_probe, self._parked.values()))
 
+    def _note_answer(self, job_id: str) -> None:
+        # The receipt is still to be written, but the next call need not wait for that.
+        self._answered[job_id] = self._calls >= self.line.limit
+        self.bell.ring()
+
+    @property
+    def _calls(self) -> int:
+        return len(self._running[Lane.SEND]) - len(self._answered) + self._generating
+
     def _call_room(self) -> int:
-        sending = len(self._running[Lane.SEND]) + self._generating
-        counted = self.in_flight if self._paused_locally else sending
+        counted = self.in_flight if self._paused_locally else self._calls
         return pacing.room(self.line, counted, self._clock.steady())
 
     def _start_finishing(self) -> None:
@@ -312,16 +321,17 @@ class Dispatcher:
     def _start(self, lane: Lane, job: Job) -> None:
         task = asyncio.create_task(self._work(job, self._clock.steady()), name=job.id)
         self._running[lane].add(task)
-        task.add_done_callback(self._running[lane].discard)
-        task.add_done_callback(self._note_end)
+        task.add_done_callback(lambda ended: self._note_end(lane, ended))
 
-    def _note_end(self, task: "asyncio.Task[None]") -> None:
+    def _note_end(self, lane: Lane, task: "asyncio.Task[None]") -> None:
+        self._running[lane].discard(task)
+        self._answered.pop(task.get_name(), None)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._defects.append(error)
         self.bell.ring()
 
     async def _work(self, job: Job, started: float) -> None:
-        outcome = await self._pipeline.step(job)
+        outcome = await self._pipeline.step(job, lambda: self._note_answer(job.id))
         match outcome:
             case Trouble(job=job, fault=fault):
                 await self._failed(job, fault, started)
@@ -451,7 +461,7 @@ class Dispatcher:
     # --- the line ---------------------------------------------------------------------------
 
     def _line_succeeded(self, job_id: str, started: float) -> None:
-        full = len(self._running[Lane.SEND]) + self._generating >= self.line.limit
+        full = self._answered.get(job_id, self._calls >= self.line.limit)
         now = self._clock.steady()
         self._change_line(
             pacing.succeeded(self.line, job_id, self._pace, full=full, started=started, now=now)

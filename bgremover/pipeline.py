@@ -6,10 +6,13 @@ as `Trouble`; what follows from it is decided in `core.verdict`.
 """
 
 import asyncio
+import contextlib
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import BinaryIO, Literal, Protocol, assert_never
+from typing import BinaryIO, Literal, Protocol, TypeVar, assert_never
 
 import structlog
 
@@ -49,6 +52,7 @@ from bgremover.edges.pictures import MEDIA_TYPES, Limits, Result, inspect, verif
 from bgremover.timing import Clock
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 TWIN = "twin"
 GENERATING = "generating"
@@ -56,6 +60,7 @@ ACCEPTED = "accepted"
 KNOWN = "known"
 _FIRST_POLL = 0.5
 _SLOWEST_POLL = 5.0
+_NICE = 10
 _DECODERS = 2
 """Pictures that are decoded at a time: each may take a hundred megabytes."""
 
@@ -125,26 +130,33 @@ class Pipeline:
         self._api = api
         self._terms = terms
         self._clock = clock
-        self._decoders = asyncio.Semaphore(_DECODERS)
+        self._decoders = ThreadPoolExecutor(_DECODERS, "decoder", initializer=_be_nice)
 
-    async def step(self, job: Job) -> Job | Trouble:
+    async def step(self, job: Job, answered: Callable[[], None]) -> Job | Trouble:
         """Bring `job` one state further.
+
+        Args:
+            job: In any state that is not at rest.
+            answered: Called when the API has done what it was asked for, before that is written
+                down: nothing of this image is in flight there any more.
 
         Returns:
             The job in its next state, which the ledger holds already; or what went wrong.
         """
         try:
-            return await self._advance(job)
+            return await self._advance(job, answered)
         except BgremoverError as fault:
             return Trouble(job, fault)
         except Exception as error:
             log.exception("image.stumbled", job=job.id, file=printable(job.path))
             return Trouble(job, InternalFault(f"{type(error).__name__} in {job.state.kind}"))
 
-    async def _advance(self, job: Job) -> Job | Trouble:
+    async def _advance(self, job: Job, answered: Callable[[], None]) -> Job | Trouble:
         match job.state:
             case Queued():
-                return await (self._prepare(job) if job.picture is None else self._send(job))
+                if job.picture is None:
+                    return await self._prepare(job)
+                return await self._send(job, answered)
             case Accepted() as state:
                 return await self._poll(job, state)
             case Paid() as state:
@@ -182,10 +194,12 @@ class Pipeline:
         known, checked = await self._scribe.do(write, durable=False)
         if known:
             return await self.record(job.to(Released(KNOWN)))
-        async with self._decoders:
-            picture = await asyncio.to_thread(self._inspect, job)
+        picture = await self._decoded(lambda: self._inspect(job))
         job = replace(job, picture=picture, checked=checked)
         return await self._reuse(job) or job
+
+    async def _decoded(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
 
     def _inspect(self, job: Job) -> Picture:
         with self._inbox.open(job.path, job.identity) as original:
@@ -245,7 +259,7 @@ class Pipeline:
 
     # --- the money --------------------------------------------------------------------------
 
-    async def _send(self, job: Job) -> Job | Trouble:
+    async def _send(self, job: Job, answered: Callable[[], None]) -> Job | Trouble:
         picture = job.picture
         if picture is None:
             raise ValueError("an image is inspected before it is sent")
@@ -265,9 +279,9 @@ class Pipeline:
                 MEDIA_TYPES[picture.format],
                 job.identity.size,
             )
-            return await self._pay(job, upload)
+            return await self._pay(job, upload, answered)
 
-    async def _pay(self, job: Job, upload: Upload) -> Job | Trouble:
+    async def _pay(self, job: Job, upload: Upload, answered: Callable[[], None]) -> Job | Trouble:
         terms = CallTerms(self._terms.price, self._terms.budget, self._clock.local_day())
         now = self._clock.wall()
         intent = await self._scribe.do(lambda ledger: ledger.begin_call(job, terms, now))
@@ -283,6 +297,8 @@ class Pipeline:
         except BgremoverError as fault:
             attempt = self._attempt(job, now, began, fault=fault)
             return Trouble(await self._ended(job, intent.call_id, attempt), fault)
+        if receipt.link is not None:
+            answered()
         attempt = self._attempt(job, now, began, receipt=receipt)
         state = Accepted(receipt) if receipt.link is None else Paid(receipt)
         return await self._ended(job.to(state), intent.call_id, attempt)
@@ -394,8 +410,7 @@ class Pipeline:
         temp = await asyncio.to_thread(self._folders.temp, output_path(job.path), job.id)
         try:
             await self._api.fetch(link, temp.file)
-            async with self._decoders:
-                return await asyncio.to_thread(self._checked, temp)
+            return await self._decoded(lambda: self._checked(temp))
         except BaseException:
             await asyncio.to_thread(temp.remove)
             raise
@@ -482,6 +497,12 @@ class Pipeline:
         except NameTaken:
             return await self.record(job.to(replace(state, name="")))
         return await self.record(job.to(replace(state, filed=True, left=left)))
+
+
+def _be_nice() -> None:
+    # The loop and the ledger keep the calls in flight; decoding may take what they leave.
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def _failed_before(ledger: Ledger, job: Job) -> bool:
