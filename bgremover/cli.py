@@ -7,6 +7,7 @@ answer at once.
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from enum import IntEnum
@@ -15,6 +16,7 @@ from pathlib import Path
 import click
 
 from bgremover import __version__
+from bgremover.container import enter
 from bgremover.core.errors import AlreadyRunning, BgremoverError, SetupError
 
 
@@ -260,7 +262,12 @@ def main() -> None:
         # The name of a file must not end the program because the terminal cannot show it.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    guarded(commands)
+    guarded(_as_wanted)
+
+
+def _as_wanted() -> None:
+    enter(os.environ)  # before anything is made that would be root's
+    commands()
 
 
 def guarded(command: Callable[[], object]) -> None:

@@ -16,6 +16,7 @@ FLOORS = {
     "timing": 1,
     "sandbox": 1,
     "edges": 2,
+    "studio": 3,
     "settings": 3,
     "findings": 3,
     "reading": 4,
@@ -26,10 +27,11 @@ FLOORS = {
     "lookout": 7,
     "dispatcher": 7,
     "daemon": 8,
-    "wiring": 9,
-    "commands": 10,
-    "cli": 10,
-    "__main__": 11,
+    "attendants": 9,
+    "wiring": 10,
+    "commands": 11,
+    "cli": 11,
+    "__main__": 12,
 }
 BY_ITSELF = {"sandbox": {"sandbox", "core", "__init__"}, "core": {"core"}}
 """What a room may import of this package; the others: whatever lies on a lower floor."""
