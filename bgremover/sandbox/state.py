@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from bgremover.core.errors import SetupError
 from bgremover.sandbox.faults import Script
 
 Outcome = Literal["pending", "completed", "withheld", "failed"]
@@ -21,10 +22,20 @@ class Slot:
 
 
 class Results:
-    """Finished pictures, in a file without a name: gone with the process, however it ends."""
+    """Finished pictures, in a file without a name: gone with the process, however it ends.
+
+    Raises:
+        SetupError: No folder for temporary files can be written to.
+    """
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        try:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        except OSError as error:
+            raise SetupError(
+                f"the stand-in has nowhere to keep its results: {error.strerror or error}. Name a "
+                "folder that may be written to in $TMPDIR."
+            ) from error
         self._end = 0
 
     def put(self, content: bytes) -> Slot:

@@ -4,11 +4,13 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -606,3 +608,11 @@ def test_package_is_light_to_import() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", heavy], check=True, capture_output=True, text=True)
     assert ran.stdout.strip() == "set()"
+
+
+def test_without_room_for_results_it_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(SetupError, match=r"nowhere to keep .*\$TMPDIR"), RunningSandbox():
+        pass
