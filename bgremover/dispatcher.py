@@ -21,6 +21,7 @@ from bgremover.core.answer import LONGEST_WAIT
 from bgremover.core.errors import (
     BgremoverError,
     Blame,
+    Blocked,
     CrashLoop,
     EmptyImage,
     FileFault,
@@ -39,8 +40,10 @@ from bgremover.core.job import (
     Released,
     Saved,
     finished,
+    receipt_of,
 )
 from bgremover.core.naming import printable
+from bgremover.core.observed import Observed
 from bgremover.core.report import error_report, render
 from bgremover.edges.inbox import Sighting
 from bgremover.intake import Intake
@@ -121,6 +124,7 @@ class Dispatcher:
         self.bell = Bell()
         self.line = pacing.opened(pace)
         self.tally = Tally()
+        self.observed = Observed()
         self.intake: Intake | None = None
         self._pipeline = pipeline
         self._pace = pace
@@ -161,6 +165,7 @@ class Dispatcher:
         """Take over a job of an earlier run."""
         if verdict.crash_loop(job):
             fault = CrashLoop(f"the program was killed {job.crashes} times while it worked on this")
+            self._tell_verdict(job, verdict.Quarantine(fault), fault)
             self._enqueue(replace(job, state=self._quarantined(job, fault)))
         elif isinstance(job.state, Deferred):
             self._park(job, job.state)
@@ -331,11 +336,15 @@ class Dispatcher:
         self.bell.ring()
 
     async def _work(self, job: Job, started: float) -> None:
+        self.observed.began(job, started)
         outcome = await self._pipeline.step(job, lambda: self._note_answer(job.id))
+        now = self._clock.steady()
         match outcome:
-            case Trouble(job=job, fault=fault):
-                await self._failed(job, fault, started)
+            case Trouble(job=after, fault=fault):
+                self.observed.ended(job, after, fault.code, now)
+                await self._failed(after, fault, started)
             case _:
+                self.observed.ended(job, outcome, None, now)
                 self._advanced(job, outcome, started)
 
     # --- what follows -----------------------------------------------------------------------
@@ -409,7 +418,8 @@ class Dispatcher:
             version=self._version,
             price_usd=self._price_usd,
         )
-        return Quarantined(fault.code, render(report).decode())
+        kept = receipt_of(job.state) if isinstance(fault, CrashLoop) else None
+        return Quarantined(fault.code, render(report).decode(), receipt=kept)
 
     def _tell_verdict(self, job: Job, decision: verdict.Verdict, fault: BgremoverError) -> None:
         told = log.bind(job=job.id, file=printable(job.path))
@@ -427,7 +437,8 @@ class Dispatcher:
                     unknown=job.unknown_calls,
                 )
             case verdict.LetGo(reason=reason):
-                told.info("image.released", why=reason)
+                tell = told.warning if isinstance(fault, Blocked) else told.info
+                tell("image.released", why=reason, message=fault.message, hint=fault.hint)
 
     def _rest(self, job: Job) -> None:
         if self._paused_locally and isinstance(job.state, Saved | Quarantined):
@@ -441,6 +452,7 @@ class Dispatcher:
                 self.tally.quarantined += 1
             case _:
                 pass
+        self.observed.rested(job)
         self._told(job)
         self._wake_twins()
 

@@ -209,7 +209,7 @@ class Pipeline:
         """Serve the image from what was paid for the same bytes before, if that is possible."""
         sha256 = job.picture.sha256 if job.picture else ""
         earlier, receipts = await self._scribe.do(
-            lambda ledger: (ledger.cut_outs(sha256), ledger.receipts_elsewhere(sha256, job.home))
+            lambda ledger: (ledger.cut_outs(sha256), ledger.receipts(sha256, job.home))
         )
         found: list[Receipt | None] = [*receipts]
         for one in earlier:
@@ -458,22 +458,25 @@ class Pipeline:
         left = await self._moved_off(job, self._file_original)
         return await self.record(job.to(replace(state, filed=True, left=left)))
 
-    def _file_original(self, job: Job) -> None:
-        match self._terms.originals:
+    def _file_original(self, job: Job) -> bool:
+        """Do what holds for the original's folder; return whether it stays, unlike the others."""
+        held = self._inbox.terms(job.path)
+        match "keep" if held.held else held.originals or self._terms.originals:
             case "archive":
                 self._folders.archive(job.path, job.identity, job.id)
             case "delete":
                 self._folders.delete(job.path, job.identity, job.id)
             case "keep":
-                pass
-            case _:
-                assert_never(self._terms.originals)
+                return self._terms.originals != "keep"
+            case never:
+                assert_never(never)
+        return False
 
-    async def _moved_off(self, job: Job, move: Callable[[Job], None]) -> bool:
-        """Run `move` on the original; return whether the original had to stay where it is."""
+    async def _moved_off(self, job: Job, move: Callable[[Job], bool]) -> bool:
+        """Run `move` on the original; return whether the original stays where it is."""
         told = log.bind(job=job.id, file=printable(job.path))
         try:
-            await asyncio.to_thread(move, job)
+            return await asyncio.to_thread(move, job)
         except Blocked as fault:
             told.warning("image.left", message=fault.message, hint=fault.hint)
             return True
@@ -482,6 +485,8 @@ class Pipeline:
         return False
 
     async def _quarantine(self, job: Job, state: Quarantined) -> Job:
+        if job.billed_calls:
+            await asyncio.to_thread(self._folders.discard_temp, output_path(job.path), job.id)
         if not self._terms.quarantine:
             return await self.record(job.to(replace(state, filed=True, left=True)))
         if not state.name:
@@ -489,8 +494,9 @@ class Pipeline:
             return await self.record(job.to(replace(state, name=name)))
         report = state.report.encode()
 
-        def move(job: Job) -> None:
+        def move(job: Job) -> bool:
             self._folders.quarantine(job.path, job.identity, report, state.name, job.id)
+            return False
 
         try:
             left = await self._moved_off(job, move)

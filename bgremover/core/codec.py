@@ -87,7 +87,7 @@ def _attempt(data: Mapping[str, Any]) -> Attempt:
 
 def _state(data: Mapping[str, Any]) -> State:
     kind, values = _STATES[data["kind"]], dict(data)
-    if "receipt" in values and not (kind is Saved and values["receipt"] is None):
+    if "receipt" in values and not (kind in (Saved, Quarantined) and values["receipt"] is None):
         values["receipt"] = Receipt(**values["receipt"])
     if "resume" in values:
         values["resume"] = _state(values["resume"])

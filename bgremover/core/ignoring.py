@@ -81,8 +81,8 @@ def _token(token: str) -> str:
     return "(?!/)" + inner
 
 
-_FILES = _compiled(FILES)
-_FOLDERS = _compiled(FOLDERS)
+def _is(glob: str, name: str) -> bool:
+    return bool(_compiled((glob,)).match(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,39 +97,63 @@ class Ignore:
     """
 
     globs: tuple[str, ...] = ()
-    _names: re.Pattern[str] = field(init=False, repr=False, compare=False)
+    _files: re.Pattern[str] = field(init=False, repr=False, compare=False)
+    _folders: re.Pattern[str] = field(init=False, repr=False, compare=False)
     _paths: re.Pattern[str] = field(init=False, repr=False, compare=False)
     _has_paths: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         names = tuple(glob for glob in self.globs if "/" not in glob)
         paths = tuple(glob for glob in self.globs if "/" in glob)
-        object.__setattr__(self, "_names", _compiled(names))
+        object.__setattr__(self, "_files", _compiled(FILES + names))
+        object.__setattr__(self, "_folders", _compiled(FOLDERS + names))
         object.__setattr__(self, "_paths", _compiled(paths))
         object.__setattr__(self, "_has_paths", bool(paths))
 
     def file(self, name: str, path: str) -> bool:
         """Tell whether the file `name`, at `path` below the inbox, is left alone."""
-        return bool(_FILES.match(name) or self._names.match(name)) or self._path(path)
+        return self._files.match(name) is not None or (self._has_paths and self._path(path))
 
     def folder(self, name: str, path: str) -> bool:
         """Tell whether the folder `name`, at `path` below the inbox, is not entered."""
-        return bool(_FOLDERS.match(name) or self._names.match(name)) or self._path(path)
+        return self._folders.match(name) is not None or (self._has_paths and self._path(path))
 
     def path(self, path: str) -> bool:
         """Tell whether the file at `path` is left alone, for itself or for a folder above it."""
-        return self.why(path) is not None
-
-    def why(self, path: str) -> str | None:
-        """Return in words why `path` is left alone; None when it is not."""
         *folders, name = path.split("/")
         above = ""
         for folder in folders:
             above += folder
             if self.folder(folder, above):
-                return f"the folder {above} is ignored"
+                return True
             above += "/"
-        return f"the name {name} is ignored" if self.file(name, path) else None
+        return self.file(name, path)
+
+    def why(self, path: str) -> str | None:
+        """Return in words why `path` is left alone, and by which rule; None when it is not."""
+        *folders, name = path.split("/")
+        above = ""
+        for folder in folders:
+            above += folder
+            if self.folder(folder, above):
+                return f"the folder {above} is ignored: {self.why_folder(folder, above)}"
+            above += "/"
+        rule = self.why_file(name, path)
+        return rule and f"the name {name} is ignored: {rule}"
+
+    def why_file(self, name: str, path: str) -> str | None:
+        """Return the rule by which the file `name`, at `path`, is left alone; None without one."""
+        return self._rule(FILES, name, path) if self.file(name, path) else None
+
+    def why_folder(self, name: str, path: str) -> str | None:
+        """Return the rule by which the folder `name`, at `path`, is not entered."""
+        return self._rule(FOLDERS, name, path) if self.folder(name, path) else None
+
+    def _rule(self, built_in: tuple[str, ...], name: str, path: str) -> str:
+        for glob in self.globs:
+            if _compiled((glob,)).match(path if "/" in glob else name):
+                return f"{glob} of watch.ignore"
+        return next(f"{glob} of the built-in list" for glob in built_in if _is(glob, name))
 
     def _path(self, path: str) -> bool:
-        return self._has_paths and bool(self._paths.match(path))
+        return self._paths.match(path) is not None

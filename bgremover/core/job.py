@@ -149,7 +149,8 @@ class Saved:
 class Quarantined:
     """It cannot be cut out. `filed` once original and error JSON lie in quarantine as `name`.
 
-    `left` when the original had to stay in the inbox.
+    `left` when the original had to stay in the inbox. `receipt` when the reason is not what was
+    paid for: dropped again, the image is served with it.
     """
 
     code: str
@@ -157,6 +158,7 @@ class Quarantined:
     name: str = ""
     filed: bool = False
     left: bool = False
+    receipt: Receipt | None = None
     kind: Literal["quarantined"] = "quarantined"
 
 
@@ -237,6 +239,19 @@ class Job:
     def unknown_calls(self) -> int:
         """How many calls of this image may have been charged."""
         return sum(attempt.billed is Billed.UNKNOWN for attempt in self.attempts)
+
+
+def receipt_of(state: State) -> Receipt | None:
+    """Return the receipt of a result that is still to be had, if `state` holds one."""
+    match state:
+        case Paid(receipt=receipt) | Fetched(receipt=receipt):
+            return receipt
+        case Quarantined(receipt=kept):
+            return kept
+        case Deferred(resume=resume):
+            return receipt_of(resume)
+        case _:
+            return None
 
 
 def at_rest(state: State) -> bool:

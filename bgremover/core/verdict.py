@@ -215,5 +215,9 @@ def _after_broken_result(job: Job, fault: BrokenResult, rules: Rules, chance: fl
 
 
 def crash_loop(job: Job) -> bool:
-    """Tell whether the program died too often while it worked on this image."""
-    return job.crashes >= CRASHES and not isinstance(job.state, Saved | Quarantined)
+    """Tell whether the program died too often while it worked on this image.
+
+    Not while a generation runs: nothing of the image is in this program's hands then.
+    """
+    harmless = isinstance(resume_point(job.state), Accepted | Saved | Quarantined)
+    return job.crashes >= CRASHES and not harmless

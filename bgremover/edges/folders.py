@@ -238,9 +238,12 @@ class Folders:
         return False
 
     def discard_temp(self, output: str, job_id: str) -> None:
-        """Remove what a job that no longer exists may have left beside `output`."""
+        """Remove what a job that came to another end may have left beside `output`.
+
+        What cannot be removed stays, hidden: nothing must wait for that.
+        """
         folder = os.path.dirname(os.path.join(self._roots.outbox, output))
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with contextlib.suppress(OSError):
             os.unlink(os.path.join(folder, MARK + job_id))
 
     # --- the original ---------------------------------------------------------------------

@@ -6,18 +6,21 @@ to make the daemon read, send or move a file from elsewhere.
 
 import errno
 import fcntl
+import itertools
 import os
 import signal
 import stat
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from bgremover.core import terms
 from bgremover.core.errors import (
     BgremoverError,
     Blocked,
     DiskFailed,
+    FolderLost,
     Replaced,
     Vanished,
     local_fault,
@@ -25,6 +28,7 @@ from bgremover.core.errors import (
 from bgremover.core.ignoring import Ignore
 from bgremover.core.job import Identity
 from bgremover.core.naming import printable
+from bgremover.core.terms import FolderTerms, Override
 
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: opening a FIFO would otherwise hang until somebody writes into it.
@@ -45,12 +49,15 @@ class Sighting:
     """A regular file as it was found.
 
     `closed` is the answer of the read-lease test: True when no process has it open for writing,
-    False when one has, None when it was not asked or cannot be known.
+    False when one has, None when it was not asked or cannot be known. `whole` is that of the look
+    at the end of a picture, which only a closed file gets: None when it was not asked or does
+    not show.
     """
 
     path: str
     identity: Identity
     closed: bool | None = None
+    whole: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +66,14 @@ class Sweep:
 
     Args:
         sightings: The files that nothing was known of, at most as many as there was room for.
-        more: Whether there are more of these.
+        more: How many more of these there are.
         files: How many files there are that are not ignored.
         folders: How many folders were entered.
         odd: What is left alone and deserves a word: (path, why).
     """
 
     sightings: tuple[Sighting, ...]
-    more: bool
+    more: int
     files: int
     folders: int
     odd: tuple[tuple[str, str], ...]
@@ -80,6 +87,10 @@ class Inbox:
         ignore: What is left alone.
         recursive: Whether sub-folders count.
         leases: Whether the read-lease test can be trusted: on local file systems only.
+        whole: Tells of an open file whether it ends as a picture does; None when that cannot be
+            told. May raise `BgremoverError`.
+        marker: The name of a file without which this is not the inbox but an empty mount point.
+        override: Reads what a folder has of its own; without it folders have nothing.
     """
 
     def __init__(
@@ -89,21 +100,40 @@ class Inbox:
         *,
         recursive: bool = True,
         leases: bool = True,
+        whole: Callable[[BinaryIO], bool | None] | None = None,
+        marker: str | None = None,
+        override: Callable[[str], Override] | None = None,
     ) -> None:
         self.root = os.path.realpath(root)
-        self._ignore = ignore
+        self._given = FolderTerms(ignore)
         self._recursive = recursive
         self._leases = leases
+        self._whole = whole
+        self._marker = marker
+        self._override = override
+        self._read: dict[str, tuple[Identity, Override]] = {}
 
     def root_identity(self) -> tuple[int, int]:
         """Return device and inode of the folder itself.
 
         Raises:
-            LocalFault: The folder is gone.
+            LocalFault: The folder is gone, is not to be entered, or lacks the marker.
         """
-        with self._naming_root():
-            found = os.stat(self.root)
+        with closing(self._descend("")) as way, self._naming_root():
+            folder, _ = next(way)
+            found = os.stat(folder)
+            if self._marker is not None:
+                self._check_marker(folder, self._marker)
         return found.st_dev, found.st_ino
+
+    def _check_marker(self, folder: int, marker: str) -> None:
+        try:
+            os.stat(marker, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError as error:
+            raise FolderLost(
+                f"the inbox {self.root} has no {printable(marker)} (watch.marker): its file system "
+                "is not mounted, or the marker was never made there"
+            ) from error
 
     @contextmanager
     def _naming_root(self) -> Iterator[None]:
@@ -114,39 +144,68 @@ class Inbox:
 
     # --- the sweep --------------------------------------------------------------------------
 
-    def sweep(self, skip: Callable[[str, Identity], bool], room: int) -> Sweep:
+    def sweep(
+        self, skip: Callable[[str, Identity], bool], room: int, folders: Iterable[str] = ("",)
+    ) -> Sweep:
         """Walk through the whole inbox.
 
         Args:
             skip: Whether a file needs no attention; it is counted all the same.
             room: How many sightings are wanted at most.
+            folders: Where to begin, as "nas/"; "" is the inbox itself.
 
         Raises:
             LocalFault: The inbox itself cannot be listed, or is lost meanwhile.
         """
+        self.root_identity()
         found: list[Sighting] = []
         odd: list[tuple[str, str]] = []
-        files = folders = 0
-        waiting = [""]
+        files = entered = more = 0
+        waiting = [(folder, above) for folder in folders for above in self._above(folder)]
         while waiting:
-            folder = waiting.pop()
-            folders += 1
-            for entry in self._list(folder, odd):
+            folder, above = waiting.pop()
+            entered += 1
+            for entry, held in self._list(folder, above, odd):
                 path = folder + entry.name
                 if _is_folder(entry):
-                    self._enter(entry, path, waiting, odd)
-                elif not self._ignore.file(entry.name, path) and (one := _seen(entry, path, odd)):
+                    self._enter(entry, path, held, waiting, odd)
+                elif not held.leaves_file(entry.name, path) and (one := _seen(entry, path, odd)):
                     files += 1
-                    if len(found) <= room and not skip(path, one.identity):
-                        found.append(one)
-        return Sweep(tuple(found[:room]), len(found) > room, files, folders, tuple(odd))
+                    if skip(path, one):
+                        continue
+                    if len(found) < room:
+                        found.append(Sighting(path, one))
+                    else:
+                        more += 1
+        return Sweep(tuple(found), more, files, entered, tuple(odd))
 
-    def _list(self, folder: str, odd: list[tuple[str, str]]) -> Iterator[os.DirEntry[str]]:
-        """Yield what lies in a folder; each entry can be asked until the next one comes."""
+    def _above(self, folder: str) -> list[FolderTerms]:
+        """Return what holds above a folder to begin with; nothing where it is not entered."""
+        if not folder:
+            return [self._given]
+        try:
+            found = self._found(folder.rstrip("/"))
+        except (OSError, BgremoverError):
+            return []  # gone, or not mounted now
+        entered = found is not None and self._recursive and stat.S_ISDIR(found[0].st_mode)
+        return [found[1]] if found is not None and entered else []
+
+    def _list(
+        self, folder: str, above: FolderTerms, odd: list[tuple[str, str]]
+    ) -> Iterator[tuple[os.DirEntry[str], FolderTerms]]:
+        """Yield what lies in a folder, with what holds there.
+
+        Each entry can be asked until the next one comes.
+        """
         try:
             # By its descriptor: a link may have taken the place of any folder on the way.
             with self.holding(folder) as (descriptor, _), os.scandir(descriptor) as entries:
-                yield from entries
+                held = self._terms_in(descriptor, folder, above)
+                if held.held is not None:
+                    odd.append((folder + terms.FILE, f"holds its folder: {held.held}"))
+                    return
+                for entry in entries:
+                    yield entry, held
         except (Vanished, Replaced):
             return  # between two looks; the next one sees what is there now
         except (Blocked, DiskFailed) as fault:
@@ -162,14 +221,76 @@ class Inbox:
         self,
         entry: os.DirEntry[str],
         path: str,
-        waiting: list[str],
+        held: FolderTerms,
+        waiting: list[tuple[str, FolderTerms]],
         odd: list[tuple[str, str]],
     ) -> None:
-        if not self._recursive or self._ignore.folder(entry.name, path):
+        if not self._recursive or held.leaves_folder(entry.name, path):
             return
         if entry.name.lower().endswith(_IMAGE_ENDINGS):
             odd.append((path, "a folder with the name of an image; it is entered"))
-        waiting.append(path + "/")
+        waiting.append((path + "/", held))
+
+    # --- what folders have of their own -----------------------------------------------------
+
+    def terms(self, path: str) -> FolderTerms:
+        """Return what holds for a file.
+
+        Args:
+            path: Relative to the inbox; the file need not be there, the folders above it must.
+
+        Raises:
+            Vanished: A folder is not there.
+            Replaced: A link or a file stands where a folder was.
+            Blocked: This user may not enter a folder.
+            LocalFault: This machine cannot look now.
+        """
+        held = self._given
+        with closing(self._descend(path)) as way:
+            for descriptor, folder in way:
+                held = self._terms_in(descriptor, folder, held)
+        return held
+
+    def _found(self, path: str) -> tuple[os.stat_result, FolderTerms] | None:
+        """Return what lies at `path` and what holds for it; None where it is left alone or held."""
+        held = self._given
+        with closing(self._descend(path)) as way:
+            for name, (descriptor, folder) in zip(path.split("/"), way, strict=True):
+                held = self._terms_in(descriptor, folder, held)
+                seen = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                leaves = held.leaves_folder if stat.S_ISDIR(seen.st_mode) else held.leaves_file
+                if held.held is not None or leaves(name, folder + name):
+                    return None
+                if folder + name == path:
+                    return seen, held
+        return None
+
+    def _terms_in(self, descriptor: int, folder: str, above: FolderTerms) -> FolderTerms:
+        if self._override is None:
+            return above
+        try:
+            found = os.stat(terms.FILE, dir_fd=descriptor, follow_symlinks=False)
+            own = self._own(descriptor, folder, Identity.of(found), self._override)
+        except FileNotFoundError:
+            self._read.pop(folder, None)
+            return above
+        except OSError as error:
+            own = Override(wrong=f"it cannot be read by {_who()}: {error.strerror}")
+        return above.below(folder, own)
+
+    def _own(
+        self, descriptor: int, folder: str, identity: Identity, read: Callable[[str], Override]
+    ) -> Override:
+        known = self._read.get(folder)
+        if known is not None and known[0] == identity:
+            return known[1]
+        opened = os.open(terms.FILE, _OPEN_FILE, dir_fd=descriptor)
+        try:
+            own = _override(opened, read)
+        finally:
+            os.close(opened)
+        self._read[folder] = identity, own
+        return own
 
     # --- single files -----------------------------------------------------------------------
 
@@ -179,7 +300,8 @@ class Inbox:
         Args:
             paths: Relative to the inbox. What is gone, ignored, below a link, or no regular file
                 is left out; so is all when the inbox is lost, which a sweep tells.
-            leases: Whether to ask if somebody has the file open for writing.
+            leases: Whether to ask if somebody has the file open for writing, and where nobody
+                has, whether it ends as a picture does.
 
         Returns:
             What was found; for a folder, everything in and below it.
@@ -190,39 +312,48 @@ class Inbox:
         return tuple(found)
 
     def _look(self, path: str, *, leases: bool) -> list[Sighting]:
-        if self._ignore.path(path):
-            return []
         try:
-            with self.holding(path) as (folder, name):
-                seen = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            if stat.S_ISDIR(seen.st_mode):
-                return self._below(path)
+            found = self._found(path)
         except (OSError, BgremoverError):
             return []
+        if found is None:
+            return []
+        seen, held = found
+        if stat.S_ISDIR(seen.st_mode):
+            return self._below(path, held)
         if not stat.S_ISREG(seen.st_mode):
             return []
-        closed = self._closed(path) if leases and self._leases else None
-        return [Sighting(path, Identity.of(seen), closed)]
+        closed, whole = self._asked(path) if leases and self._leases else (None, None)
+        return [Sighting(path, Identity.of(seen), closed, whole)]
 
-    def _below(self, folder: str) -> list[Sighting]:
+    def _below(self, folder: str, above: FolderTerms) -> list[Sighting]:
         found: list[Sighting] = []
-        waiting = [folder + "/"] if self._recursive else []
+        waiting = [(folder + "/", above)] if self._recursive else []
         while waiting:
-            above = waiting.pop()
-            for entry in self._list(above, []):
-                path = above + entry.name
+            inner, above = waiting.pop()
+            for entry, held in self._list(inner, above, []):
+                path = inner + entry.name
                 if _is_folder(entry):
-                    self._enter(entry, path, waiting, [])
-                elif not self._ignore.file(entry.name, path) and (one := _seen(entry, path, [])):
-                    found.append(one)
+                    self._enter(entry, path, held, waiting, [])
+                elif not held.leaves_file(entry.name, path) and (one := _seen(entry, path, [])):
+                    found.append(Sighting(path, one))
         return found
 
-    def _closed(self, path: str) -> bool | None:
+    def _asked(self, path: str) -> tuple[bool | None, bool | None]:
         try:
             with self.open(path) as file:
-                return lease_says_closed(file.fileno())
+                closed = lease_says_closed(file.fileno())
+                return closed, self._ends_whole(file) if closed else None
         except (OSError, BgremoverError) as fault:
-            return False if _in_use(fault.__cause__) else None
+            return False if _in_use(fault.__cause__) else None, None
+
+    def _ends_whole(self, file: BinaryIO) -> bool | None:
+        if self._whole is None:
+            return None
+        try:
+            return self._whole(file)
+        except (OSError, BgremoverError):
+            return None  # whoever inspects it finds the same, and tells it
 
     # --- opening ----------------------------------------------------------------------------
 
@@ -273,15 +404,27 @@ class Inbox:
             Blocked: This user may not enter it.
             LocalFault: This machine cannot open it now.
         """
-        *folders, name = path.split("/")
+        inner, name = path.count("/"), path.rpartition("/")[2]
+        with closing(self._descend(path)) as way:
+            folder, _ = next(itertools.islice(way, inner, None))
+            yield folder, name
+
+    def _descend(self, path: str) -> Generator[tuple[int, str]]:
+        """Yield each folder on the way to an original, open until the next one is asked for.
+
+        Yields:
+            The folder's descriptor, and its path below the inbox, as "" or "shoes/".
+        """
         with self._naming_root():
             folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        above = ""
         try:
-            for part in folders:
+            yield folder, above
+            for part in path.split("/")[:-1]:
                 inner = self._enter_from(folder, part, path)
                 os.close(folder)
-                folder = inner
-            yield folder, name
+                folder, above = inner, f"{above}{part}/"
+                yield folder, above
         finally:
             os.close(folder)
 
@@ -305,7 +448,20 @@ class Inbox:
                 return local_fault(error, f"reading {printable(path)} in the inbox {self.root}")
 
 
-def _seen(entry: os.DirEntry[str], path: str, odd: list[tuple[str, str]]) -> Sighting | None:
+def _override(descriptor: int, read: Callable[[str], Override]) -> Override:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return Override(wrong="it is no regular file")
+    with open(descriptor, "rb", closefd=False) as file:
+        content = file.read(terms.MOST_BYTES + 1)
+    if len(content) > terms.MOST_BYTES:
+        return Override(wrong=f"it is longer than {terms.MOST_BYTES:,} bytes")
+    try:
+        return read(content.decode())
+    except UnicodeDecodeError:
+        return Override(wrong="it is not UTF-8. Save it as UTF-8")
+
+
+def _seen(entry: os.DirEntry[str], path: str, odd: list[tuple[str, str]]) -> Identity | None:
     try:
         found = entry.stat(follow_symlinks=False)
     except FileNotFoundError:
@@ -314,7 +470,7 @@ def _seen(entry: os.DirEntry[str], path: str, odd: list[tuple[str, str]]) -> Sig
         odd.append((path, f"cannot be looked at: {error.strerror}"))
         return None
     if stat.S_ISREG(found.st_mode):
-        return Sighting(path, Identity.of(found))
+        return Identity.of(found)
     kinds = [words for is_kind, words in _KINDS if is_kind(found.st_mode)]
     odd.append((path, f"{kinds[0] if kinds else 'no regular file'}: left alone"))
     return None

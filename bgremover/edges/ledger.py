@@ -47,8 +47,10 @@ from bgremover.core.job import (
     State,
     Submitting,
     finished,
+    receipt_of,
 )
-from bgremover.core.naming import fold
+from bgremover.core.naming import fold, printable
+from bgremover.core.report import utc
 
 FILE_NAME = "ledger.sqlite3"
 
@@ -139,6 +141,23 @@ class Failure:
     file: str
     code: str
     at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A job whose way has ended.
+
+    Args:
+        sequence: Its place in the order of changes.
+        at: When it ended, Unix time.
+        same: How many jobs have its path, itself included.
+        job: Itself.
+    """
+
+    sequence: int
+    at: float
+    same: int
+    job: Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,18 +318,21 @@ class Ledger:
         )
         return [_job(body) for (body,) in rows]
 
-    def receipts_elsewhere(self, sha256: str, home: Home) -> list[Receipt]:
-        """Return the receipts of images with these bytes whose own run was interrupted.
+    def receipts(self, sha256: str, home: Home) -> list[Receipt]:
+        """Return the receipts of images with these bytes that nobody goes on with.
+
+        Their own run was interrupted, or they are in quarantine for another reason.
 
         Args:
             sha256: Of the original.
             home: The home that runs now; those of another one do not go on meanwhile.
         """
         rows = self._db.execute(
-            "SELECT body FROM jobs WHERE sha256 = ? AND bound = 1 AND home <> ? ORDER BY seq DESC",
+            "SELECT body FROM jobs WHERE sha256 = ? AND ((bound = 1 AND home <> ?) "
+            "OR kind = 'quarantined') ORDER BY seq DESC",
             (sha256, _home(home)),
         )
-        found = [_receipt(_job(body).state) for (body,) in rows]
+        found = [receipt_of(_job(body).state) for (body,) in rows]
         return [receipt for receipt in found if receipt is not None]
 
     def begin_call(self, job: Job, terms: CallTerms, now: float) -> Intent:
@@ -427,7 +449,76 @@ class Ledger:
             "count(*) FILTER (WHERE kind = 'saved' AND reused), "
             "count(*) FILTER (WHERE kind = 'quarantined') FROM jobs"
         ).fetchone()
-        return dict(zip(("saved", "reused", "quarantined"), row, strict=True))
+        kinds = ("saved", "reused", "quarantined")
+        return {kind: count + self._pruned(kind) for kind, count in zip(kinds, row, strict=True)}
+
+    def _pruned(self, kind: str) -> int:
+        row = self._db.execute(
+            "SELECT value FROM meta WHERE key = ?", (f"pruned_{kind}",)
+        ).fetchone()
+        return int(row[0]) if row else 0
+
+    def finished_after(self, sequence: int, limit: int, home: Home = CONFIGURED) -> list[Finished]:
+        """Return finished jobs in the order of their last change, a page at a time.
+
+        Args:
+            sequence: Of the last job of the page before; 0 for the first page.
+            limit: How many.
+            home: Whose.
+        """
+        rows = self._db.execute(
+            "SELECT seq, updated_at, (SELECT count(*) FROM jobs AS other "
+            "WHERE other.path = jobs.path AND other.home = jobs.home), body FROM jobs "
+            "WHERE finished = 1 AND home = ? AND seq > ? ORDER BY seq LIMIT ?",
+            (_home(home), sequence, limit),
+        )
+        return [Finished(number, at, same, _job(body)) for number, at, same, body in rows]
+
+    def prune(self, jobs: Iterable[str]) -> int:
+        """Forget finished jobs; `totals` goes on counting them, and their calls stay: money.
+
+        Returns:
+            How many were forgotten.
+        """
+        forgotten = 0
+        for job_id in jobs:
+            row = self._db.execute(
+                "DELETE FROM jobs WHERE id = ? AND finished = 1 RETURNING kind, reused", (job_id,)
+            ).fetchone()
+            if row is not None:
+                kind = "reused" if row[1] else row[0]
+                self._db.execute(
+                    "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+                    (f"pruned_{kind}", str(self._pruned(kind) + 1)),
+                )
+                self._db.execute("DELETE FROM names WHERE job_id = ?", (job_id,))
+                forgotten += 1
+        return forgotten
+
+    def vacuum(self) -> None:
+        """Give room that is no longer used back to the disk; not inside a transaction.
+
+        Raises:
+            LocalFault: The disk has no room for a second copy, or does not let it.
+        """
+        with _translated(self._path):
+            self._db.execute("VACUUM")
+
+    def backup(self, destination: Path) -> None:
+        """Write a copy as it is at this moment, also while others write.
+
+        Args:
+            destination: A file that does not exist, or is empty.
+
+        Raises:
+            LocalFault: The disk does not take it.
+        """
+        with (
+            _translated(destination),
+            closing(sqlite3.connect(destination, isolation_level=None)) as copy,
+        ):
+            self._db.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")  # one file, with nothing beside it
 
     def failures(self, limit: int = 10) -> list[Failure]:
         """Return the latest quarantined images, newest first."""
@@ -538,6 +629,30 @@ def migrate(db: sqlite3.Connection, migrations: Sequence[str]) -> int:
                     db.execute(statement)
                 db.execute(f"PRAGMA user_version = {number + 1}")
     return _schema(db)
+
+
+def record_of(ledger: Ledger, day: str) -> dict[str, Any]:
+    """Return what `status --json` shows of the ledger.
+
+    Args:
+        ledger: It.
+        day: The local day (YYYY-MM-DD) that counts as today.
+    """
+    spend = ledger.spend(day)
+    return {
+        "totals": ledger.totals(),
+        "spend": {
+            "today_usd": spend.today_usd,
+            "month_usd": spend.month_usd,
+            "total_usd": spend.total_usd,
+            "billed": spend.billed,
+            "unknown": spend.unknown,
+        },
+        "latest_failures": [
+            {"file": printable(failure.file), "code": failure.code, "at": utc(failure.at)}
+            for failure in ledger.failures()
+        ],
+    }
 
 
 def _schema(db: sqlite3.Connection) -> int:
@@ -824,6 +939,14 @@ class Scribe:
             self._writing = asyncio.create_task(self._write_all())
         return await answer
 
+    async def vacuum(self) -> None:
+        """Give room that is no longer used back to the disk; wishes wait meanwhile.
+
+        Raises:
+            LocalFault: The disk does not let it.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._ledger.vacuum)
+
     async def _write_all(self) -> None:
         loop = asyncio.get_running_loop()
         while self._wishes:
@@ -880,16 +1003,6 @@ def _bound(state: State) -> bool:
             return _bound(resume)
         case _:
             return False
-
-
-def _receipt(state: State) -> Receipt | None:
-    match state:
-        case Paid(receipt=receipt) | Fetched(receipt=receipt):
-            return receipt
-        case Deferred(resume=resume):
-            return _receipt(resume)
-        case _:
-            return None
 
 
 def _home(home: Home) -> bytes:

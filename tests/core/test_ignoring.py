@@ -264,8 +264,8 @@ def test_equal_globs_make_equal_lists() -> None:
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        ("a/b/IMG_1.jpg.part", "the name IMG_1.jpg.part is ignored"),
-        ("a/@eaDir/b/IMG_1.jpg", "the folder a/@eaDir is ignored"),
+        ("a/b/IMG_1.jpg.part", "the name IMG_1.jpg.part is ignored: *.part of the built-in list"),
+        ("a/@eaDir/b/IMG_1.jpg", "the folder a/@eaDir is ignored: @eaDir of the built-in list"),
         ("a/IMG_1.jpg", None),
     ],
 )

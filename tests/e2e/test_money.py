@@ -228,3 +228,28 @@ def test_the_same_bytes_cost_nothing_again(tmp_path: Path) -> None:
         assert site.command("once").returncode == 0, "the link still lives"
         assert len(sandbox.state.payments) == 1
     assert site.files(site.outbox) == {"a.png"}
+
+
+def test_an_image_that_is_paid_for_and_kills_the_program_leaves_nothing_and_costs_nothing_more(
+    tmp_path: Path,
+) -> None:
+    with fast() as sandbox:
+        site = Site(tmp_path, sandbox.url)
+        script(sandbox, {"times": "forever", "delay": 60}, target="download")
+        site.drop("one.jpg", photo(1))
+        for number in range(3):
+            with site.running(log=f"log-{number}") as daemon:
+                daemon.until_event("daemon.ready")
+                until(lambda: list(site.outbox.glob(".bgremover-*")))
+                daemon.end(signal.SIGKILL)
+        with site.running() as daemon:
+            daemon.until_event("image.quarantined")
+            until(lambda: site.files(site.inbox) == set())
+            assert daemon.end() == 0
+        assert json.loads((site.quarantine / "one.jpg.error.json").read_text())["billed"] == "yes"
+        assert list(site.outbox.iterdir()) == []
+        httpx.delete(f"{sandbox.url}/sandbox/script").raise_for_status()
+        assert site.command("retry", "one.jpg").returncode == 0
+        assert site.command("once").returncode == 0
+        assert site.files(site.outbox) == {"one.png"}
+        assert len(sandbox.state.payments) == 1

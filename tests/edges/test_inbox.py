@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -29,6 +30,7 @@ from bgremover.core.errors import (
 )
 from bgremover.core.ignoring import Ignore
 from bgremover.core.job import Identity
+from bgremover.core.terms import Override
 from bgremover.edges.inbox import Inbox, Sweep, lease_says_closed
 from tests import fakes
 from tests.apart import NOBODY, apart, open_to_all
@@ -85,7 +87,7 @@ def test_files_are_found_in_every_folder_with_what_they_are(root: Path, inbox: I
     make(root, *paths)
     sweep = swept(inbox)
     assert sorted(one.path for one in sweep.sightings) == sorted(paths)
-    assert (sweep.files, sweep.folders, sweep.more, sweep.odd) == (4, 3, False, ())
+    assert (sweep.files, sweep.folders, sweep.more, sweep.odd) == (4, 3, 0, ())
     for one in sweep.sightings:
         assert one.identity == Identity.of((root / one.path).stat())
         assert one.closed is None
@@ -100,7 +102,7 @@ def test_sub_folders_do_not_count_unless_asked(root: Path) -> None:
 
 def test_no_more_are_told_than_there_is_room_for(root: Path, inbox: Inbox) -> None:
     make(root, *(f"{number}.jpg" for number in range(10)))
-    for room, more in ((0, True), (3, True), (9, True), (10, False), (11, False)):
+    for room, more in ((0, 10), (3, 7), (9, 1), (10, 0), (11, 0)):
         sweep = swept(inbox, room)
         assert (len(sweep.sightings), sweep.more, sweep.files) == (min(room, 10), more, 10)
 
@@ -115,7 +117,7 @@ def test_what_needs_no_attention_is_counted_and_takes_no_room(root: Path, inbox:
 
     sweep = inbox.sweep(known, 1)
     assert [one.path for one in sweep.sightings] == ["7.jpg"]
-    assert (sweep.files, sweep.more) == (10, False)
+    assert (sweep.files, sweep.more) == (10, 0)
     assert asked["3.jpg"] == Identity.of((root / "3.jpg").stat())
 
 
@@ -773,3 +775,156 @@ def test_another_error_of_the_question_is_no_answer(root: Path) -> None:
     finally:
         os.close(writer)
     assert lease_says_closed(writer) is None
+
+
+# --- does it end as a picture? ------------------------------------------------------------------
+
+
+def ends_in_x(file: BinaryIO) -> bool | None:
+    return file.read().endswith(b"x")
+
+
+@pytest.mark.usefixtures("leases")
+def test_only_of_a_closed_file_it_is_asked_whether_it_is_whole(root: Path) -> None:
+    inbox = Inbox(root, Ignore(), whole=ends_in_x)
+    make(root, "a.jpg")
+    (root / "b.jpg").write_bytes(b"cut off")
+    assert [(one.closed, one.whole) for one in inbox.look(["a.jpg", "b.jpg"], leases=True)] == [
+        (True, True),
+        (True, False),
+    ]
+    assert [one.whole for one in inbox.look(["a.jpg"])] == [None]
+    with written_to(root / "a.jpg"):
+        assert [one.whole for one in inbox.look(["a.jpg"], leases=True)] == [None]
+
+
+@pytest.mark.usefixtures("leases")
+@pytest.mark.parametrize("error", [OSError("no"), DiskFailed("no"), Blocked("no")])
+def test_a_question_that_fails_is_no_answer(root: Path, error: Exception) -> None:
+    def fails(_: BinaryIO) -> bool | None:
+        raise error
+
+    (one,) = Inbox(root, Ignore(), whole=fails).look(["a.jpg"], leases=True)
+    assert (one.closed, one.whole) == (True, None)
+
+
+# --- the marker ---------------------------------------------------------------------------------
+
+
+def test_without_its_marker_it_is_not_the_inbox(root: Path) -> None:
+    make(root, "a.jpg")
+    inbox = Inbox(root, Ignore(), marker=".here")
+    for ask in (lambda: swept(inbox), inbox.root_identity):
+        with pytest.raises(FolderLost, match=r"has no \.here \(watch\.marker\)"):
+            ask()
+    (root / ".here").touch()
+    assert [one.path for one in swept(inbox).sightings] == ["a.jpg"]
+    assert inbox.root_identity() == Inbox(root, Ignore()).root_identity()
+
+
+# --- part of it ---------------------------------------------------------------------------------
+
+
+def test_a_sweep_can_begin_in_folders(root: Path, inbox: Inbox, outside: Path) -> None:
+    make(root, "a.jpg", "nas/b.jpg", "nas/x/c.jpg", "smb/d.jpg", "@eaDir/e.jpg", "nas2/f.jpg")
+    (root / "link").symlink_to(outside)
+    folders = ["nas/", "smb/", "gone/", "@eaDir/", "link/", "a.jpg/"]
+    sweep = inbox.sweep(nothing, 10, folders)
+    assert sorted(one.path for one in sweep.sightings) == ["nas/b.jpg", "nas/x/c.jpg", "smb/d.jpg"]
+    assert Inbox(root, Ignore(), recursive=False).sweep(nothing, 10, ["nas/"]).files == 0
+
+
+# --- what folders have of their own -------------------------------------------------------------
+
+
+class Reader:
+    """Reads a list of globs, or what is wrong; counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, text: str) -> Override:
+        self.asked += 1
+        if text.startswith("wrong"):
+            return Override(wrong=text)
+        return Override(originals="keep", ignore=Ignore(tuple(text.split())))
+
+
+def test_a_folder_has_globs_of_its_own_and_they_are_read_once(root: Path) -> None:
+    make(root, "a.png", "shoes/a.png", "shoes/a.jpg", "shoes/red/a.png", "shoes/raw/a.jpg")
+    (root / "shoes" / ".bgremover.yaml").write_text("*.png raw")
+    reader = Reader()
+    inbox = Inbox(root, Ignore(), override=reader)
+    for _ in range(3):
+        assert found(inbox) == ["a.png", "shoes/a.jpg"]
+        looked = inbox.look(["shoes/a.png", "shoes/a.jpg", "shoes/red/a.png", "shoes/raw", "shoes"])
+        assert [one.path for one in looked] == ["shoes/a.jpg", "shoes/a.jpg"]
+    assert reader.asked == 1
+    assert inbox.terms("shoes/red/a.png").originals == "keep"
+    assert inbox.terms("a.png").originals is None
+    (root / "shoes" / ".bgremover.yaml").write_text("nothing else")
+    assert len(found(inbox)) == 5
+    (root / "shoes" / ".bgremover.yaml").unlink()
+    assert inbox.terms("shoes/a.png").originals is None
+    assert reader.asked == 2
+
+
+def write_wrong(path: Path) -> None:
+    path.write_text("wrong: so")
+
+
+def link_there(path: Path) -> None:
+    path.symlink_to("/etc/hostname")
+
+
+def make_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def write_bytes(path: Path) -> None:
+    path.write_bytes(b"\xff\xfe")
+
+
+def write_much(path: Path) -> None:
+    path.write_bytes(b"#" * 70_000)
+
+
+@pytest.mark.parametrize(
+    ("make_it", "why"),
+    [
+        (write_wrong, "wrong: so"),
+        (link_there, "cannot be read"),
+        (make_fifo, "no regular file"),
+        (make_folder, "no regular file"),
+        (write_bytes, "not UTF-8"),
+        (write_much, "longer than 65,536 bytes"),
+    ],
+)
+def test_a_file_that_cannot_be_understood_holds_its_folder_and_no_other(
+    root: Path, make_it: Callable[[Path], None], why: str
+) -> None:
+    make(root, "a.jpg", "shoes/a.jpg", "shoes/red/a.jpg")
+    make_it(root / "shoes" / ".bgremover.yaml")
+    inbox = Inbox(root, Ignore(), override=Reader())
+    sweep = swept(inbox)
+    assert [one.path for one in sweep.sightings] == ["a.jpg"]
+    ((path, words),) = sweep.odd
+    assert path == "shoes/.bgremover.yaml"
+    assert words.startswith("holds its folder: shoes/.bgremover.yaml: ")
+    assert why in words
+    assert inbox.look(["shoes/a.jpg", "shoes/red/a.jpg", "shoes"]) == ()
+    assert inbox.terms("shoes/red/a.jpg").held is not None
+    before = os.listdir("/proc/self/fd")
+    swept(inbox)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_the_file_in_the_inbox_itself_counts_for_all(root: Path) -> None:
+    make(root, "a.png", "a.jpg", "shoes/a.png")
+    (root / ".bgremover.yaml").write_text("*.png")
+    assert found(Inbox(root, Ignore(), override=Reader())) == ["a.jpg"]
+    assert found(Inbox(root, Ignore())) == ["a.jpg", "a.png", "shoes/a.png"]

@@ -271,8 +271,8 @@ def test_receipts_of_another_home_can_be_used(ledger: Ledger) -> None:
         pictured("0f", id="else", state=Paid(RECEIPT), home=ELSEWHERE),
     ]
     put(ledger, *others)
-    assert ledger.receipts_elsewhere(SHA, CONFIGURED) == [RECEIPT, RECEIPT]
-    assert ledger.receipts_elsewhere(SHA, ELSEWHERE) == [replace(RECEIPT, link="here")]
+    assert ledger.receipts(SHA, CONFIGURED) == [RECEIPT, RECEIPT]
+    assert ledger.receipts(SHA, ELSEWHERE) == [replace(RECEIPT, link="here")]
 
 
 # --- money --------------------------------------------------------------------------------------
@@ -1169,6 +1169,70 @@ def test_a_restored_job_looks_again_for_earlier_cut_outs(ledger: Ledger) -> None
         assert ledger.begin_call(late, TERMS, NOON) == Intent(twin="first")
 
 
+# --- pruning and copies -------------------------------------------------------------------------
+
+
+def test_pruning_keeps_the_money_and_the_totals(ledger: Ledger) -> None:
+    with ledger.transaction():
+        ledger.put(pictured(id="kept", state=saved()), NOON)
+        ledger.put(pictured(id="gone", state=saved()), NOON)
+        ledger.put(pictured(id="again", state=replace(saved(), reused=True)), NOON)
+        ledger.put(pictured(id="bad", state=quarantined()), NOON)
+        ledger.put(pictured(id="busy"), NOON)
+        ledger.restore([], [a_call(1), a_call(2)])
+        before = (ledger.totals(), ledger.spend(DAY), list(ledger.calls()))
+        assert ledger.prune(["gone", "again", "bad", "busy", "never"]) == 3
+        assert (ledger.totals(), ledger.spend(DAY), list(ledger.calls())) == before
+    assert [one.job.id for one in ledger.finished_after(0, 10)] == ["kept"]
+    assert [job.id for job in ledger.unfinished()] == ["busy"]
+    with ledger.transaction():
+        assert ledger.prune(["gone"]) == 0
+        assert ledger.totals() == before[0]
+
+
+def test_finished_jobs_come_page_by_page(ledger: Ledger) -> None:
+    with ledger.transaction():
+        for number in range(5):
+            ledger.put(pictured(id=str(number), state=saved()), NOON + number)
+        ledger.put(pictured(id="elsewhere", state=saved(), home=ELSEWHERE), NOON)
+    assert [(one.at - NOON, one.same) for one in ledger.finished_after(0, 2)] == [(0, 5), (1, 5)]
+    found, last = list[str](), 0
+    while page := ledger.finished_after(last, 2):
+        assert len(page) <= 2
+        found += [one.job.id for one in page]
+        last = page[-1].sequence
+    assert found == ["0", "1", "2", "3", "4"]
+
+
+def test_vacuum_gives_room_back(tmp_path: Path) -> None:
+    with closing(Ledger(tmp_path)) as ledger:
+        with ledger.transaction():
+            for number in range(2000):
+                ledger.put(pictured(id=str(number), state=saved()), NOON)
+        with ledger.transaction():
+            assert ledger.prune(map(str, range(2000))) == 2000
+        (before,) = ledger._db.execute("PRAGMA page_count").fetchone()
+        ledger.vacuum()
+        (after,) = ledger._db.execute("PRAGMA page_count").fetchone()
+        assert after < before / 10
+        assert ledger.check() == []
+
+
+def test_a_copy_taken_while_another_writes_is_whole(tmp_path: Path) -> None:
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    with closing(Ledger(tmp_path)) as ledger, closing(Ledger(tmp_path)) as reader:
+        with ledger.transaction():
+            ledger.put(pictured(id="before", state=saved()), NOON)
+        with ledger.transaction():
+            ledger.put(pictured(id="under way", state=saved()), NOON)
+            reader.backup(copies / FILE_NAME)
+    assert [path.name for path in copies.iterdir()] == [FILE_NAME]
+    with closing(Ledger(copies)) as copy:
+        assert [one.job.id for one in copy.finished_after(0, 10)] == ["before"]
+        assert copy.check() == []
+
+
 # --- growth -------------------------------------------------------------------------------------
 
 MANY = 20_000
@@ -1179,7 +1243,7 @@ ASKED: dict[str, Callable[[Ledger], object]] = {
     "unfinished": Ledger.unfinished,
     "done_at": lambda ledger: ledger.done_at("7.jpg"),
     "cut_outs": lambda ledger: ledger.cut_outs(SHA),
-    "receipts_elsewhere": lambda ledger: ledger.receipts_elsewhere(SHA, ELSEWHERE),
+    "receipts": lambda ledger: ledger.receipts(SHA, ELSEWHERE),
     "begin_call": lambda ledger: ledger.begin_call(
         pictured(), CallTerms(10_000, Budget(10**12, 10**12), DAY), NOON
     ),
@@ -1198,6 +1262,8 @@ ASKED: dict[str, Callable[[Ledger], object]] = {
     "saved": lambda ledger: list(ledger.saved()),
     "calls": lambda ledger: list(ledger.calls("2026-01")),
     "orphans": Ledger.orphans,
+    "finished_after": lambda ledger: ledger.finished_after(7, 10),
+    "prune": lambda ledger: ledger.prune(["7"]),
 }
 
 
@@ -1249,6 +1315,7 @@ def test_what_is_asked_often_is_found_by_an_index(large: Ledger, name: str) -> N
 
 def test_every_question_is_among_those() -> None:
     silent = {"close", "transaction", "savepoint", "put", "end_call", "restore", "check"}
+    silent |= {"vacuum", "backup"}  # they read every page
     public = {name for name in vars(Ledger) if not name.startswith("_")}
     assert public - silent - {"spent_since"} == ASKED.keys()
 
