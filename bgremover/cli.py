@@ -132,6 +132,20 @@ def status(as_json: bool, config: str | None) -> None:
 
 
 @commands.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@_CONFIG
+def explain(path: Path, config: str | None) -> None:
+    """Tell why a file of the inbox is taken or not, and what it waits for.
+
+    PATH is a file, or its path below the inbox. It need not be there any more. Nothing is sent and
+    nothing is changed; works beside a running daemon.
+    """
+    from bgremover.commands import explain as explaining
+
+    sys.exit(explaining.explain(config, path))
+
+
+@commands.command()
 @_CONFIG
 def rebuild(config: str | None) -> None:
     """Make a new ledger in place of a damaged one.
@@ -143,6 +157,20 @@ def rebuild(config: str | None) -> None:
     from bgremover.commands import rebuild as rebuilding
 
     sys.exit(rebuilding.rebuild(config))
+
+
+@commands.command()
+@click.argument("destination", metavar="DEST", type=click.Path(path_type=Path))
+@_CONFIG
+def backup(destination: Path, config: str | None) -> None:
+    """Copy the ledger to DEST, also while the daemon runs.
+
+    DEST is a new file, or a folder. The copy holds what was done and paid for, and the links to
+    results of the last day: keep it as safe as the state folder.
+    """
+    from bgremover.commands import backup as copying
+
+    sys.exit(copying.backup(config, destination))
 
 
 @commands.command()

@@ -6,14 +6,17 @@
 import asyncio
 import os
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
 from bgremover import __version__
 from bgremover.core.errors import Billed, LedgerDamaged, SetupError
+from bgremover.core.health import Step, Vitals, ailments
 from bgremover.core.job import Home, Job, Quarantined, Released, Saved
 from bgremover.core.naming import printable
 from bgremover.core.recovery import KILLED, recovered
@@ -29,29 +32,42 @@ from bgremover.timing import Bell, Clock
 
 log = structlog.get_logger()
 
-GRACE_SECONDS = 8.0
+GRACE_SECONDS = 7.0
 """How long calls in flight may still bring their receipt home after SIGTERM."""
 LOOK_SECONDS = 5.0
+HUNG_SWEEP_SECONDS = 3600.0
+"""How old the last sweep must be before a restart shall help: one of a share may take long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How things stand, in words and as data."""
+    """How things stand, in words and as data.
+
+    `limits` says how long a step of each phase may take, in seconds.
+    """
 
     dispatcher: Dispatcher
     intake: Intake
     lookout: Lookout
     clock: Clock
+    limits: Mapping[str, float]
 
     def line(self) -> str:
         """Return the state in one line, for systemd."""
         words = f"{self.dispatcher.in_flight} in flight, {self._waiting} waiting"
         if self.dispatcher.deferred:
             words += f", {self.dispatcher.deferred} deferred"
-        pause = self.pause()
+        pause = self.dispatcher.line.pause
         if pause is not None:
-            words += f"; paused: {pause['reason'].replace('_', ' ')} since {pause['since']}"
-        return words
+            since = self._time_of_day(pause.since)
+            words += f"; paused: {pause.reason.replace('_', ' ')} since {since}"
+        return "; ".join([words, *self.hangs()])
+
+    def _time_of_day(self, steady: float) -> str:
+        now = self.clock.wall()
+        then = time.localtime(now - self.clock.steady() + steady)
+        today = then[:3] == time.localtime(now)[:3]
+        return time.strftime("%H:%M" if today else "%Y-%m-%d %H:%M", then)
 
     def pause(self) -> dict[str, str] | None:
         """Return the pause as `status --json` shows it; None while the line runs."""
@@ -68,7 +84,7 @@ class Standing:
 
     def live(self) -> dict[str, Any]:
         """Return what only the running daemon knows, for the status socket."""
-        pause = self.pause()
+        pause, ill = self.pause(), self.ailments()
         return {
             "state": "paused" if pause else "running",
             "pause": pause,
@@ -77,9 +93,44 @@ class Standing:
                 "in_flight": self.dispatcher.in_flight,
                 "deferred": self.dispatcher.deferred,
             },
-            "ailment": self.lookout.ailment,
+            "ailment": "; ".join(ill) or None,
+            "ailments": ill,
             "pid": os.getpid(),
         }
+
+    def ailments(self) -> list[str]:
+        """Return what is wrong with the daemon, in words; empty while it is well."""
+        return ailments(self._vitals())
+
+    def hangs(self) -> list[str]:
+        """Return what has not moved for so long that only a new start can help, in words.
+
+        Less than `ailments`: a restart fills no folder that is lost and empties no disk, and it
+        may turn calls in flight into unknown charges.
+        """
+        vitals, patience = self._vitals(), HUNG_SWEEP_SECONDS / 2
+        sweep_seconds = max(vitals.sweep_seconds, patience)
+        return ailments(
+            replace(vitals, watching=None, sweep_seconds=sweep_seconds, pause=None, free={})
+        )
+
+    def _vitals(self) -> Vitals:
+        now, pause = self.clock.steady(), self.dispatcher.line.pause
+        looked_at = self.dispatcher.observed.looked_at
+        return Vitals(
+            watching=self.lookout.ailment,
+            look_age=now - looked_at if looked_at is not None else 0.0,
+            sweep_age=self.intake.sweep_age,
+            sweep_seconds=self.intake.sweep_seconds,
+            steps=self._steps(now),
+            pause=pause.reason if pause else None,
+            free=self.dispatcher.observed.free,
+        )
+
+    def _steps(self, now: float) -> Iterator[Step]:
+        for step in self.dispatcher.observed.under_way.values():
+            name = f"{step.phase} of {printable(step.path)}"
+            yield Step(name, now - step.began, self.limits[step.phase])
 
     @property
     def _waiting(self) -> int:
@@ -92,7 +143,7 @@ class Parts:
 
     `home` says whose jobs of the ledger are resumed; with `kept`, originals stay in the inbox
     after they were cut out, and those of earlier runs are not looked at again. `key_version` gives
-    something that is another when the API key may have changed.
+    something that is another when the API key may have changed. `attendants` run beside the work.
     """
 
     home: Home
@@ -107,6 +158,7 @@ class Parts:
     clock: Clock
     standing: Standing
     socket: StatusSocket
+    attendants: AbstractAsyncContextManager[object]
     notifier: Notifier
 
 
@@ -116,20 +168,25 @@ class Daemon:
     Args:
         parts: All of it, built.
         until_idle: Stop when the inbox is worked through or the line pauses.
-        reload: Called on SIGHUP.
+        reread: Called in a thread on SIGHUP; says whether the settings have changed, so that the
+            parts must be built anew. The run then ends when what is in flight has ended, with
+            `anew` set. Without it SIGHUP only asks for a probe.
     """
 
     def __init__(
-        self, parts: Parts, *, until_idle: bool = False, reload: Callable[[], None] | None = None
+        self, parts: Parts, *, until_idle: bool = False, reread: Callable[[], bool] | None = None
     ) -> None:
         self.interrupted = False
+        self.anew = False
         self._parts = parts
         self._until_idle = until_idle
-        self._reload = reload
+        self._reread = reread
+        self._rereading: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._bell = Bell()
         self._key = parts.key_version()
+        self._hung = False
 
     def stop(self) -> None:
         """End the run; what is in flight gets `GRACE_SECONDS`, at the second call nothing."""
@@ -163,11 +220,12 @@ class Daemon:
 
     async def _work(self) -> None:
         parts = self._parts
-        async with parts.socket, asyncio.TaskGroup() as group:
+        async with parts.socket, parts.attendants, asyncio.TaskGroup() as group:
             intake = group.create_task(parts.intake.run(), name="intake")
             dispatcher = group.create_task(parts.dispatcher.run(), name="dispatcher")
             parts.notifier.ready(parts.standing.line())
             log.info("daemon.ready")
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
             await self._supervise(dispatcher)
             intake.cancel()
             await self._wind_up(dispatcher)
@@ -203,15 +261,25 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        # Not before it is ready, which the end of a reload would say. Until then what was just read
+        # holds; without a handler the signal would kill.
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)
         loop.add_signal_handler(signal.SIGUSR1, self._log_state)
 
     def _hang_up(self) -> None:
-        self._parts.notifier.reloading()
-        if self._reload is not None:
-            self._reload()
-        self._parts.dispatcher.probe_now()
-        self._parts.notifier.ready(self._parts.standing.line())
+        if self._rereading is None or self._rereading.done():
+            self._parts.notifier.reloading()
+            self._rereading = asyncio.create_task(self._take_in(), name="reread")
+
+    async def _take_in(self) -> None:
+        changed = self._reread is not None and await asyncio.to_thread(self._reread)
+        self.anew = self.anew or changed
+        if self.anew:
+            # Nothing starts any more, what is in flight ends; the next start says READY.
+            self._parts.dispatcher.stop()
+        else:
+            self._parts.dispatcher.probe_now()
+            self._parts.notifier.ready(self._parts.standing.line())
 
     def _log_state(self) -> None:
         log.info("daemon.state", **self._parts.standing.live())
@@ -220,15 +288,27 @@ class Daemon:
 
     async def _supervise(self, dispatcher: "asyncio.Task[None]") -> None:
         beat = watchdog_interval()
+        dispatcher.add_done_callback(lambda _: self._bell.ring())
         while not self._stop.is_set() and not dispatcher.done():
             if self._until_idle and self._is_over():
                 return
             if not self._until_idle:
                 await self._parts.lookout.look()
+                self._parts.dispatcher.observed.looked_at = self._parts.clock.steady()
                 await self._look_at_key()
-            self._parts.notifier.watchdog()
+            self._feed_watchdog()
             self._parts.notifier.status(self._parts.standing.line())
             await self._bell.wait(min(beat or LOOK_SECONDS, self._look_seconds))
+
+    def _feed_watchdog(self) -> None:
+        # A look that hangs holds up the loop of `_supervise` itself, and thus the sign of life.
+        hung = self._parts.standing.hangs()
+        if not hung:
+            self._parts.notifier.watchdog()
+        elif not self._hung:
+            hint = "systemd starts it anew when WatchdogSec= is over; without systemd, restart it"
+            log.error("daemon.hung", message="; ".join(hung), hint=hint)
+        self._hung = bool(hung)
 
     async def _look_at_key(self) -> None:
         before, self._key = self._key, await asyncio.to_thread(self._parts.key_version)
@@ -249,7 +329,8 @@ class Daemon:
 
     async def _wind_up(self, dispatcher: "asyncio.Task[None]") -> None:
         log.info("daemon.stopping", in_flight=self._parts.dispatcher.in_flight)
-        self._parts.notifier.stopping()
+        if self.interrupted or not self.anew:
+            self._parts.notifier.stopping()
         self._parts.dispatcher.stop()
         hurry = asyncio.create_task(self._hurry.wait())
         await asyncio.wait(

@@ -22,7 +22,9 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from bgremover.core.errors import SetupError
+from bgremover.core.ignoring import Ignore
 from bgremover.core.naming import printable
+from bgremover.core.terms import Override
 from bgremover.findings import me, reason_of
 from bgremover.settings import (
     CONFIG_VARIABLE,
@@ -378,6 +380,8 @@ def _kind(schema: Mapping[str, Any]) -> str:
             return f"a whole number{_range(schema)}"
         case {"type": "number"}:
             return f"a number{_range(schema)}"
+        case {"type": "array", "items": {"enum": _} as one}:
+            return f"a list of {_kind(one)}"
         case {"type": "array"}:
             return f"a list{_such_as(schema)}"
         case {"format": "path"}:
@@ -395,6 +399,41 @@ def _range(schema: Mapping[str, Any]) -> str:
     if above is not None:
         return f" above {above:g}, up to {most:.10g}"
     return f" from {least:.10g} to {most:.10g}"
+
+
+# --- the file of a folder ------------------------------------------------------------------
+
+FOLDER_KEYS = ("originals", "watch.ignore")
+"""What a folder of the inbox can have of its own."""
+
+
+def parse_override(text: str, *, archive: bool) -> Override:
+    """Read the `.bgremover.yaml` of a folder: the same keys, written the same way.
+
+    Args:
+        text: The file: YAML.
+        archive: Whether there is an archive: it is made and looked at only for a configuration
+            with `originals: archive`.
+
+    Returns:
+        What it says; with every mistake in `wrong` when it is not sound.
+    """
+    reading = _Reading()
+    _read_document(reading, text)
+    for key, written in reading.given.items():
+        if key not in FOLDER_KEYS:
+            words = f"holds for the whole inbox. A folder can have {' and '.join(FOLDER_KEYS)}."
+            reading.wrong(key, written.origin, words)
+    settings, originals = _validated(reading), reading.given.get("originals")
+    if originals is not None and originals.value == "archive" and not archive:
+        words = "there is no archive. Say keep or delete, or set originals: archive for all."
+        reading.wrong("originals", originals.origin, words)
+    if settings is None or reading.mistakes:
+        return Override(wrong=" ".join(reading.mistakes))
+    return Override(
+        originals=None if originals is None else settings.originals,
+        ignore=Ignore(settings.watch.ignore) if "watch.ignore" in reading.given else None,
+    )
 
 
 # --- the file that is read -----------------------------------------------------------------

@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SecretStr,
     ValidationInfo,
     field_validator,
 )
@@ -26,6 +28,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from bgremover.core.answer import host_of, is_own_host
 from bgremover.core.naming import printable
+from bgremover.core.recipe import PRESETS, distinct, recipe_of
 
 PREFIX = "BGREMOVER_"
 """How the variables that stand for a key begin: BGREMOVER_SECTION__KEY."""
@@ -37,6 +40,9 @@ CREDENTIAL = "ideogram-api-key"
 """The systemd credential that holds the key to the API."""
 
 NULL = "null"
+
+LOOPBACK = "127.0.0.1"
+"""Where is listened when only a port is given."""
 
 
 # --- the model -----------------------------------------------------------------------------
@@ -81,9 +87,61 @@ def _checked_glob(glob: str) -> str:
     return glob
 
 
+def _checked_address(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65_536:  # noqa: PLR2004 - TCP
+        raise ValueError(
+            f"{shown(address)} is no address to listen on. Write 9464 for this machine alone, or "
+            "as 0.0.0.0:9464 for others too; a port is from 1 to 65535."
+        )
+    if not re.fullmatch(r"|[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]", host):
+        raise ValueError(f"{shown(host)} is no name and no number of a host. Take it out.")
+    return f"{host or LOOPBACK}:{port}"
+
+
+def _checked_hook(url: str) -> str:
+    # Whoever has such an address can write to its owner: it is never shown.
+    if not re.match(r"https?://", url, re.IGNORECASE) or not host_of(url):
+        raise ValueError("this is no http or https address. Write one as https://host/path.")
+    return url
+
+
+def _checked_proxy(url: str) -> str:
+    if not re.fullmatch(r"https?://(?:[^\s/@]*@)?[^\s/@?#]+/?", url, re.IGNORECASE):
+        raise ValueError(
+            "this is no address of a proxy. Write one as http://proxy.example:3128, or "
+            "http://user:password@proxy.example:3128."
+        )
+    return url.rstrip("/")
+
+
+def _checked_time(text: str) -> str:
+    if not re.fullmatch(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]", text):
+        raise ValueError(f"{shown(text)} is no time of the day. Write one as 08:00.")
+    return text
+
+
+def _checked_secret(check: Callable[[str], str]) -> AfterValidator:
+    return AfterValidator(lambda secret: SecretStr(check(secret.get_secret_value())))
+
+
+def _checked_marker(name: str) -> str:
+    if not re.fullmatch(r"\.[^/\0]{1,254}", name, re.DOTALL) or name == "..":
+        raise ValueError(
+            f"{shown(name)} will not do. Write the name of a hidden file in the inbox, as "
+            ".bgremover-here: others are taken for images."
+        )
+    return name
+
+
 Url = Annotated[str, AfterValidator(_checked_url)]
+Address = Annotated[str, AfterValidator(_checked_address)]
+Hook = Annotated[SecretStr, _checked_secret(_checked_hook)]
+Proxy = Annotated[SecretStr, _checked_secret(_checked_proxy)]
+TimeOfDay = Annotated[str, AfterValidator(_checked_time)]
 Host = Annotated[str, AfterValidator(_checked_host)]
 Glob = Annotated[str, AfterValidator(_checked_glob)]
+Marker = Annotated[str, AfterValidator(_checked_marker)]
 
 
 class _Section(BaseModel):
@@ -142,6 +200,15 @@ class ApiSettings(_Section):
         ("ideogram.ai", "*.ideogram.ai"),
         description="Hosts that results may be fetched from, besides the host of base_url.",
     )
+    ca_bundle: Path | None = Field(
+        None,
+        description="File with the certificates to trust, instead of the usual ones: PEM.",
+    )
+    proxy: Proxy | None = Field(
+        None,
+        description="Proxy for the API, as http://proxy.example:3128; else that of $HTTPS_PROXY, "
+        "$ALL_PROXY and $NO_PROXY.",
+    )
     price_usd: float = Field(
         0.01, ge=0, le=100, description="Price of one call, for the sums shown and the budget."
     )
@@ -176,10 +243,86 @@ class WatchSettings(_Section):
         le=10_080,
         description="A file that is cut off is waited for this long, then quarantined.",
     )
+    marker: Marker | None = Field(
+        None,
+        description="Name of a hidden file, as .bgremover-here; while it is not in the inbox, work "
+        "pauses: so that an empty mount point is not taken for the inbox.",
+    )
     ignore: tuple[Glob, ...] = Field(
         (),
         description='Globs of names to leave alone, as ["*.psd", "drafts/**"], besides partial '
         "uploads and the litter of NAS and desktops.",
+    )
+
+
+def _checked_recipe(line: str) -> str:
+    recipe_of(line)
+    return line
+
+
+RecipeLine = Annotated[str, AfterValidator(_checked_recipe)]
+
+
+class InputSettings(_Section):
+    """What is done with originals before they are sent."""
+
+    already_transparent: Literal["send", "pass"] = Field(
+        "send",
+        description="An original that is transparent already: send cuts it out like others, pass "
+        "puts it into the outbox as it is, which costs nothing.",
+    )
+    max_megapixels: float = Field(
+        100, gt=0, le=1000, description="Originals with more pixels are not taken."
+    )
+    oversize: Literal["shrink", "reject"] = Field(
+        "shrink",
+        description="An original of more than api.max_upload_mb: shrink sends a smaller copy, "
+        "reject quarantines it.",
+    )
+
+
+class OutputSettings(_Section):
+    """What cut-outs are like, and what else is made of them."""
+
+    resolution: Literal["original", "result"] = Field(
+        "original",
+        description="original gives the cut-out the size and the pixels of the original, result "
+        "keeps what came back.",
+    )
+    metadata: Literal["keep", "strip", "safe"] = Field(
+        "safe",
+        description="safe keeps colour profile, resolution, copyright and artist; keep also what "
+        "tells where and with what a picture was taken; strip keeps nothing.",
+    )
+    review: Literal["off", "warn", "move"] = Field(
+        "warn",
+        description="Results that are not plausible: warn tells so in the log, move puts them "
+        "into _review in the outbox.",
+    )
+    renditions: tuple[RecipeLine, ...] = Field(
+        (),
+        description='What else is made of each cut-out, at no cost, as ["amazon", "white '
+        'size=2000 fill=85% background=white name={stem}-white.jpg"]; presets: '
+        f"{', '.join(PRESETS)}.",
+    )
+
+    @field_validator("renditions")
+    @classmethod
+    def _have_names_of_their_own(cls, lines: tuple[str, ...]) -> tuple[str, ...]:
+        if mistakes := distinct(map(recipe_of, lines)):
+            raise ValueError(" ".join(mistakes))
+        return lines
+
+
+class PictureSettings(_Section):
+    """How much memory pictures may take."""
+
+    max_memory_mb: int = Field(
+        1000,
+        ge=64,
+        le=1_000_000,
+        description="Pictures are worked on side by side while they fit into this much memory, "
+        "one after the other where they do not.",
     )
 
 
@@ -259,6 +402,100 @@ class LogSettings(_Section):
     file: Path | None = Field(None, description="File that gets the log as well, always as json.")
 
 
+class HttpSettings(_Section):
+    """An HTTP endpoint: /healthz, /readyz, /metrics, /status."""
+
+    listen: Address | None = Field(
+        None,
+        description="Where to listen, as 9464 for this machine alone or 0.0.0.0:9464; whoever "
+        "reaches it can read how things stand, without a password.",
+    )
+
+
+Event = Literal["saved", "quarantined", "paused", "resumed", "budget", "lost", "restored", "digest"]
+
+
+class NotifySettings(_Section):
+    """Who is told what happens."""
+
+    events: tuple[Event, ...] = Field(
+        ("quarantined", "paused", "resumed", "budget", "lost", "restored", "digest"),
+        description="What webhook and Apprise are told of.",
+    )
+    webhook_url: Hook | None = Field(None, description="Address that gets each message as JSON.")
+    webhook_secret_file: Path | None = Field(
+        None, description="File with the secret that signs what the webhook gets (HMAC-SHA256)."
+    )
+    apprise: tuple[SecretStr, ...] = Field(
+        (),
+        description="Addresses of Apprise, as ntfy://topic; needs `pip install bgremover[notify]`.",
+    )
+    on_saved: tuple[str, ...] = Field(
+        (), description="Command that is run for each cut-out, as [/usr/local/bin/upload, fast]."
+    )
+    on_quarantined: tuple[str, ...] = Field(
+        (), description="Command that is run for each image that is quarantined."
+    )
+    on_paused: tuple[str, ...] = Field(
+        (), description="Command that is run when the line pauses, also for the budget."
+    )
+    on_resumed: tuple[str, ...] = Field(
+        (), description="Command that is run when the line goes on."
+    )
+    on_lost: tuple[str, ...] = Field((), description="Command that is run when the inbox is lost.")
+    on_restored: tuple[str, ...] = Field(
+        (), description="Command that is run when the inbox is back."
+    )
+    command_timeout_seconds: float = Field(
+        60, gt=0, le=3600, description="A command that runs longer is killed, with its children."
+    )
+    quiet_seconds: float = Field(
+        300,
+        ge=0,
+        le=86_400,
+        description="Time between two messages about the same; what happens meanwhile is one.",
+    )
+    digest_at: TimeOfDay | None = Field(
+        None, description="Local time of the message about the day, as 08:00."
+    )
+    heartbeat_url: Hook | None = Field(
+        None, description="Address that is asked while all is well: a dead man's switch."
+    )
+    heartbeat_seconds: float = Field(
+        60, ge=10, le=86_400, description="Time between two heartbeats."
+    )
+
+
+class RetentionSettings(_Section):
+    """What is deleted by itself; null keeps everything."""
+
+    archive_days: float | None = Field(
+        None, gt=0, le=36_500, description="Originals leave the archive after this time."
+    )
+    archive_files: int | None = Field(
+        None, ge=0, le=100_000_000, description="Most originals in the archive; the oldest leave."
+    )
+    archive_mb: float | None = Field(
+        None, ge=0, le=1_000_000_000, description="Most megabytes of originals in the archive."
+    )
+    quarantine_days: float | None = Field(
+        None, gt=0, le=36_500, description="Images leave the quarantine after this time."
+    )
+    quarantine_files: int | None = Field(
+        None, ge=0, le=100_000_000, description="Most images in quarantine; the oldest leave."
+    )
+    quarantine_mb: float | None = Field(
+        None, ge=0, le=1_000_000_000, description="Most megabytes of images in quarantine."
+    )
+    ledger_days: float | None = Field(
+        None,
+        ge=2,
+        le=36_500,
+        description="Records of images whose files are gone leave the ledger after this time; "
+        "what was paid stays.",
+    )
+
+
 class Settings(BaseSettings):
     """Every key is optional; unknown keys are mistakes."""
 
@@ -270,10 +507,16 @@ class Settings(BaseSettings):
     )
     api: ApiSettings = ApiSettings()
     watch: WatchSettings = WatchSettings()
+    input: InputSettings = InputSettings()
+    output: OutputSettings = OutputSettings()
+    pictures: PictureSettings = PictureSettings()
     queue: QueueSettings = QueueSettings()
     retry: RetrySettings = RetrySettings()
     budget: BudgetSettings = BudgetSettings()
     log: LogSettings = LogSettings()
+    http: HttpSettings = HttpSettings()
+    notify: NotifySettings = NotifySettings()
+    retention: RetentionSettings = RetentionSettings()
     source: SkipJsonSchema[Path | None] = None
     """The file that was read, if any. No key of the configuration."""
 

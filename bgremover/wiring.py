@@ -1,5 +1,6 @@
 """Builds the daemon from the settings: the only place that knows every part."""
 
+import functools
 import os
 import random
 from collections.abc import Callable
@@ -8,10 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from bgremover import __version__
+from bgremover.attendants import Attendants, hire
 from bgremover.core.budget import Budget, micro
 from bgremover.core.errors import KeyRefused, SetupError
 from bgremover.core.ignoring import Ignore
 from bgremover.core.job import CONFIGURED, Home, Job
+from bgremover.core.observed import PHASES
 from bgremover.core.pacing import Pace
 from bgremover.core.settling import Patience
 from bgremover.core.verdict import Rules
@@ -19,20 +22,24 @@ from bgremover.daemon import Parts, Standing, rest
 from bgremover.dispatcher import Dispatcher, Size
 from bgremover.edges import mounts
 from bgremover.edges.folders import Folders, Roots
-from bgremover.edges.ideogram import ApiOptions, Ideogram
+from bgremover.edges.ideogram import SLOWEST_BYTES_PER_SECOND, ApiOptions, Ideogram
 from bgremover.edges.inbox import Inbox, Sighting
 from bgremover.edges.ledger import Ledger, Scribe
-from bgremover.edges.pictures import Limits
+from bgremover.edges.pictures import Limits, whole
 from bgremover.edges.supervisor import Notifier, StatusSocket
-from bgremover.intake import Intake
+from bgremover.intake import Intake, Rhythm
 from bgremover.key import KeySource
 from bgremover.lookout import Lookout, Watching
 from bgremover.pipeline import Pipeline, Terms
+from bgremover.reading import parse_override
 from bgremover.settings import Settings
 from bgremover.timing import Clock
 
 CLOSED_SECONDS = 0.5
 """How long a file must be unchanged that is certainly closed and whole."""
+
+STEP_SECONDS = 600.0
+"""How long a step may take beside its calls: a NAS that spins up, a fetch with its deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,8 @@ def open_api(settings: Settings, key: KeySource, clock: Clock) -> Ideogram:
         read_timeout_seconds=api.read_timeout_seconds,
         link_hosts=tuple(api.link_hosts),
         connections=2 * settings.queue.workers + 4,
+        ca_bundle=str(api.ca_bundle) if api.ca_bundle else None,
+        proxy=api.proxy.get_secret_value() if api.proxy else None,
     )
     return Ideogram(options, lambda: _present(key), clock.wall)
 
@@ -79,12 +88,17 @@ def _present(key: KeySource) -> str:
 
 def open_inbox(settings: Settings, work: Work) -> Inbox:
     """Return the inbox edge; the read-lease test only where leases can be trusted."""
-    ignore = Ignore(tuple(settings.watch.ignore))
+    own = work.home == CONFIGURED
+    override = functools.partial(parse_override, archive=settings.originals == "archive")
     return Inbox(
         work.inbox,
-        ignore,
+        Ignore(tuple(settings.watch.ignore)),
         recursive=settings.watch.recursive and work.only is None,
         leases=_is_local(work.inbox),
+        whole=whole,
+        # What lies in folders that only are a source must not decide what becomes of originals.
+        marker=settings.watch.marker if own else None,
+        override=override if own else None,
     )
 
 
@@ -115,12 +129,13 @@ def count_files(settings: Settings, work: Work) -> int:
     return len(inbox.look(work.only))
 
 
-def patience(settings: Settings) -> Patience:
+def patience(settings: Settings, work: Work) -> Patience:
     """Return how long files are waited for."""
     watch = settings.watch
+    sure = CLOSED_SECONDS if _is_local(work.inbox) else watch.settle_seconds
     return Patience(
         settle_seconds=watch.settle_seconds,
-        closed_seconds=min(CLOSED_SECONDS, watch.settle_seconds),
+        closed_seconds=min(sure, watch.settle_seconds),
         incomplete_seconds=watch.incomplete_minutes * 60,
     )
 
@@ -167,17 +182,21 @@ def build(
     )
     intake = Intake(
         inbox,
-        patience(settings),
+        patience(settings, work),
         clock,
         _claim(dispatcher, work),
-        sweep_seconds=settings.watch.rescan_seconds,
+        rhythm=Rhythm(settings.watch.rescan_seconds, settings.watch.poll_seconds),
         trust_ctime=_is_local(work.inbox),
     )
     dispatcher.intake = intake
     kept = work.originals == "keep"
     listeners.append(rest(intake, kept=kept))
     lookout = Lookout(inbox, intake, _watching(settings), dispatcher.inbox_trouble)
-    standing = Standing(dispatcher, intake, lookout, clock)
+    standing = Standing(dispatcher, intake, lookout, clock, step_limits(settings))
+    attendants = Attendants()
+    if work.watch:
+        attendants, listener = hire(settings, standing, scribe, clock)
+        listeners.append(listener)
     return Parts(
         home=work.home,
         kept=kept,
@@ -191,8 +210,21 @@ def build(
         clock=clock,
         standing=standing,
         socket=StatusSocket(state, standing.live),
+        attendants=attendants,
         notifier=Notifier(),
     )
+
+
+def step_limits(settings: Settings) -> dict[str, float]:
+    """Return how long a step of each phase may take before it counts as hanging, in seconds.
+
+    A call may take as long as its own deadlines allow (`edges.ideogram`), or a slow upload would
+    end in a restart, and that in an unknown charge.
+    """
+    api = settings.api
+    sending = micro(api.max_upload_mb) / SLOWEST_BYTES_PER_SECOND
+    call = 3 * api.connect_timeout_seconds + sending + api.read_timeout_seconds
+    return dict.fromkeys(PHASES, STEP_SECONDS) | {"call": call + STEP_SECONDS}
 
 
 def _terms(settings: Settings, work: Work) -> Terms:

@@ -5,6 +5,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -408,7 +409,8 @@ def test_health_of_a_stalled_daemon_is_ill(site: Site) -> None:
 def test_health_imports_nothing_that_is_slow() -> None:
     slow = {"httpx", "PIL", "sqlite3", "structlog", "rich", "starlette", "watchdog"}
     program = f"import sys, bgremover.commands.looking; print(sorted({slow} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env={}, capture_output=True, check=True)
     assert done.stdout == b"[]\n"
 
 
@@ -682,6 +684,37 @@ def test_check_of_a_sound_set_up_says_what_is_in_use(site: Site) -> None:
     assert "secret" not in told.output
     assert KEY not in told.output
     assert not site.state.exists()
+
+
+def test_check_shows_the_way_out_and_no_secret(tmp_path: Path) -> None:
+    site = Site(
+        tmp_path,
+        NOWHERE,
+        api={"proxy": "http://me:secret@proxy.example:3128"},
+        http={"listen": "0.0.0.0:9464"},
+        notify={
+            "webhook_url": "https://hooks.example/secret",
+            "heartbeat_url": "https://beat.example/secret",
+            "on_saved": ["/no/such/secretary", "secret"],
+            "on_lost": ["true"],
+            "webhook_secret_file": "./none",
+        },
+    )
+    told = call(site, "check", HTTPS_PROXY="http://elsewhere.example:1")
+    assert told.exit_code == 78
+    for words in (
+        "api.proxy: proxy.example:3128",
+        "http.listen",
+        "whoever reaches the address can read names of files and sums",
+        "hooks.example",
+        "beat.example",
+        "there is no program /no/such/secretary",
+        "cannot be read: No such file or directory",
+        shutil.which("true") or "",
+    ):
+        assert words in told.output, words
+    assert "elsewhere.example" not in told.output
+    assert "secret" not in re.sub("secret_file|secretary|the secret into", "", told.output)
 
 
 def test_check_proves_the_key_without_paying(tmp_path: Path) -> None:

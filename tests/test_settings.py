@@ -43,6 +43,8 @@ CONTRACT: dict[str, Any] = {
     "api.connect_timeout_seconds": 10,
     "api.read_timeout_seconds": 300,
     "api.link_hosts": ("ideogram.ai", "*.ideogram.ai"),
+    "api.ca_bundle": None,
+    "api.proxy": None,
     "api.price_usd": 0.01,
     "watch.backend": "auto",
     "watch.recursive": True,
@@ -50,7 +52,16 @@ CONTRACT: dict[str, Any] = {
     "watch.poll_seconds": 5,
     "watch.rescan_seconds": 300,
     "watch.incomplete_minutes": 10,
+    "watch.marker": None,
     "watch.ignore": (),
+    "input.already_transparent": "send",
+    "input.max_megapixels": 100,
+    "input.oversize": "shrink",
+    "output.resolution": "original",
+    "output.metadata": "safe",
+    "output.review": "warn",
+    "output.renditions": (),
+    "pictures.max_memory_mb": 1000,
     "queue.workers": 4,
     "queue.capacity": 64,
     "retry.max_attempts": 5,
@@ -62,6 +73,31 @@ CONTRACT: dict[str, Any] = {
     "log.format": "auto",
     "log.level": "info",
     "log.file": None,
+    "http.listen": None,
+    "notify.events": (
+        *("quarantined", "paused", "resumed", "budget", "lost", "restored", "digest"),
+    ),
+    "notify.webhook_url": None,
+    "notify.webhook_secret_file": None,
+    "notify.apprise": (),
+    "notify.on_saved": (),
+    "notify.on_quarantined": (),
+    "notify.on_paused": (),
+    "notify.on_resumed": (),
+    "notify.on_lost": (),
+    "notify.on_restored": (),
+    "notify.command_timeout_seconds": 60,
+    "notify.quiet_seconds": 300,
+    "notify.digest_at": None,
+    "notify.heartbeat_url": None,
+    "notify.heartbeat_seconds": 60,
+    "retention.archive_days": None,
+    "retention.archive_files": None,
+    "retention.archive_mb": None,
+    "retention.quarantine_days": None,
+    "retention.quarantine_files": None,
+    "retention.quarantine_mb": None,
+    "retention.ledger_days": None,
 }
 
 
@@ -73,8 +109,18 @@ def flat(settings: Settings) -> dict[str, Any]:
         if isinstance(value, str):
             values[name] = value
         else:
-            values |= {f"{name}.{key}": one for key, one in value}
+            values |= {f"{name}.{key}": revealed(one) for key, one in value}
     return values
+
+
+def revealed(value: object) -> object:
+    match value:
+        case SecretStr():
+            return value.get_secret_value()
+        case tuple():
+            return tuple(map(revealed, value))
+        case _:
+            return value
 
 
 def nested(values: Mapping[str, object]) -> dict[str, Any]:
@@ -177,6 +223,8 @@ names = st.text(
 )
 paths = names.map(lambda name: f"/srv/{name}/x")
 seconds = numbers(1, 300)
+hooks = st.sampled_from(["https://hooks.example/5ec4e7", "http://127.0.0.1:8080/x?y=z"])
+commands = st.lists(st.sampled_from(["/usr/local/bin/told", "--for", "a b"]))
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "folders.inbox": paths,
     "folders.outbox": paths,
@@ -191,6 +239,8 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "api.connect_timeout_seconds": seconds,
     "api.read_timeout_seconds": seconds,
     "api.link_hosts": st.lists(st.sampled_from(["a.example", "*.b.example", "localhost"])),
+    "api.ca_bundle": st.none() | paths,
+    "api.proxy": st.sampled_from(["http://proxy.example:3128", "https://me:word@p.example"]),
     "api.price_usd": numbers(0, 100),
     "watch.backend": st.sampled_from(["auto", "native", "polling"]),
     "watch.recursive": st.booleans(),
@@ -198,7 +248,16 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "watch.poll_seconds": seconds,
     "watch.rescan_seconds": seconds,
     "watch.incomplete_minutes": seconds,
+    "watch.marker": st.none() | st.sampled_from([".bgremover-here", ".x"]),
     "watch.ignore": st.lists(st.sampled_from(["*.psd", "drafts/**", "[ab]?", "a, b", "null"])),
+    "input.already_transparent": st.sampled_from(["send", "pass"]),
+    "input.max_megapixels": numbers(0.001, 1000),
+    "input.oversize": st.sampled_from(["shrink", "reject"]),
+    "output.resolution": st.sampled_from(["original", "result"]),
+    "output.metadata": st.sampled_from(["keep", "strip", "safe"]),
+    "output.review": st.sampled_from(["off", "warn", "move"]),
+    "output.renditions": st.lists(st.sampled_from(["amazon", "a size=3", "webp"]), unique=True),
+    "pictures.max_memory_mb": st.integers(64, 100_000),
     "queue.workers": st.integers(1, 1000),
     "queue.capacity": st.integers(1, 100_000),
     "retry.max_attempts": st.integers(1, 1000),
@@ -210,6 +269,25 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "log.format": st.sampled_from(["auto", "console", "json"]),
     "log.level": st.sampled_from(["debug", "info", "warning", "error"]),
     "log.file": st.none() | paths,
+    "http.listen": st.none() | st.sampled_from(["127.0.0.1:9464", "0.0.0.0:1", "[::1]:65535"]),
+    "notify.events": st.lists(st.sampled_from(["saved", "paused", "digest"])),
+    "notify.webhook_url": st.none() | hooks,
+    "notify.webhook_secret_file": st.none() | paths,
+    "notify.apprise": st.lists(st.sampled_from(["ntfy://topic", "json://host/a b"])),
+    **dict.fromkeys((f"notify.on_{name}" for name in ("saved", "quarantined", "paused")), commands),
+    **dict.fromkeys((f"notify.on_{name}" for name in ("resumed", "lost", "restored")), commands),
+    "notify.command_timeout_seconds": seconds,
+    "notify.quiet_seconds": seconds,
+    "notify.digest_at": st.none() | st.sampled_from(["00:00", "08:30", "23:59"]),
+    "notify.heartbeat_url": st.none() | hooks,
+    "notify.heartbeat_seconds": numbers(10, 1000),
+    "retention.archive_days": st.none() | numbers(0.001, 1000),
+    "retention.archive_files": st.none() | st.integers(0, 1000),
+    "retention.archive_mb": st.none() | numbers(0, 1000),
+    "retention.quarantine_days": st.none() | numbers(0.001, 1000),
+    "retention.quarantine_files": st.none() | st.integers(0, 1000),
+    "retention.quarantine_mb": st.none() | numbers(0, 1000),
+    "retention.ledger_days": st.none() | numbers(2, 1000),
 }
 some = st.fixed_dictionaries({}, optional=VALUES)
 
@@ -236,6 +314,49 @@ def test_what_is_given_counts_and_the_rest_is_the_default(
     assert flat(settings) == {**CONTRACT, **told}
     state_given = "state" in settings.folders.model_fields_set
     assert state_given == ("folders.state" in told)
+
+
+@pytest.mark.parametrize(
+    ("given", "address"),
+    [
+        ("9464", "127.0.0.1:9464"),
+        ("0.0.0.0:9464", "0.0.0.0:9464"),
+        ("[::1]:9464", "[::1]:9464"),
+        ("nas.local:80", "nas.local:80"),
+    ],
+)
+def test_an_address_without_a_host_is_of_this_machine(given: str, address: str) -> None:
+    assert parse_settings(f'http: {{listen: "{given}"}}', {}, BASE).http.listen == address
+
+
+@pytest.mark.parametrize("given", ["0", "65536", "here", "a b:80", "::1:80", "a/b:80", "-1", ":"])
+def test_what_is_no_address_to_listen_on_is_refused(given: str) -> None:
+    (line,) = mistakes(f'http: {{listen: "{given}"}}')
+    assert line.startswith("http.listen (line 1): ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("api.proxy", "ftp://me:secret@a.example"),
+        ("api.proxy", "secret"),
+        ("api.proxy", "http://a.example/?secret"),
+        ("notify.webhook_url", "secret"),
+        ("notify.webhook_url", "ftp://a.example/secret"),
+        ("notify.heartbeat_url", "https:///secret"),
+    ],
+)
+def test_a_wrong_address_that_may_be_a_secret_is_refused_and_not_shown(
+    key: str, value: str
+) -> None:
+    (line,) = mistakes(yaml.safe_dump(nested({key: value})))
+    assert line.startswith(f"{key} (line 2): ")
+    assert "secret" not in line
+
+
+def test_a_list_of_words_is_asked_for_by_its_words() -> None:
+    (line,) = mistakes("notify: {events: [saved, burnt]}")
+    assert "burnt will not do. Give a list of saved, quarantined, " in line
 
 
 def test_every_key_has_sound_values_above() -> None:
@@ -333,6 +454,12 @@ def test_where_the_state_is(text: str, env: dict[str, str], expected: Path, told
 @pytest.mark.parametrize(
     ("text", "start", "words"),
     [
+        ("output: {renditions: [amazone]}", "output.renditions (line 1): ", "no preset"),
+        (
+            "output: {renditions: [webp, 'a name={stem}.webp']}",
+            "output.renditions",
+            "the name of webp",
+        ),
         ("queue: {workers: 0}", "queue.workers (line 1): 0 ", "a whole number from 1 to 1000"),
         ("queue: {workers: 1001}", "queue.workers (line 1): 1001 ", "from 1 to 1000"),
         ("queue: {workers: 2.5}", "queue.workers (line 1): 2.5 ", "a whole number"),
@@ -349,6 +476,9 @@ def test_where_the_state_is(text: str, env: dict[str, str], expected: Path, told
         ("watch: {settle_seconds: .inf}", "watch.settle_seconds (line 1): .inf ", "a number"),
         ("watch: {settle_seconds: nan}", "watch.settle_seconds (line 1): nan ", "a number"),
         ("watch: {recursive: maybe}", "watch.recursive (line 1): maybe ", "true or false"),
+        ("watch: {marker: here}", "watch.marker (line 1): here will not do", ".bgremover-here"),
+        ("watch: {marker: ..}", "watch.marker (line 1): .. will not do", "a hidden file"),
+        ("watch: {marker: ./x}", 'watch.marker (line 1): "./x" will not do', "a hidden file"),
         ("watch: {ignore: '*.psd'}", 'watch.ignore (line 1): "*.psd" ', 'a list as ["*.psd"]'),
         ("watch: {ignore: ['']}", 'watch.ignore (line 1): "" ', "*.psd"),
         ("watch: {ignore: [[a]]}", "watch.ignore (line 1): a list of lists", 'a list as ["*.psd"]'),

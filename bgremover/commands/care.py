@@ -19,6 +19,7 @@ import click
 from bgremover.cli import Exit
 from bgremover.commands.common import settings_from
 from bgremover.commands.looking import ASK_SECONDS
+from bgremover.commands.outlets import outlets
 from bgremover.core.answer import Quote
 from bgremover.core.budget import micro
 from bgremover.core.errors import (
@@ -279,8 +280,13 @@ def check(config: str | None, *, online: bool) -> Exit:
     _check_ledger(sheet, settings)
     _check_daemon(sheet, settings)
     sheet.good("api.base_url", f"{settings.api.base_url} ({settings.api.flow})")
-    for line in network_lines(os.environ):
+    for line in network_lines(settings, os.environ):
         sheet.good("network", line)
+    for outlet in outlets(settings):
+        if isinstance(outlet, Finding):
+            sheet.take(outlet)
+        else:
+            sheet.good(*outlet)
     key = _check_key(sheet, settings)
     if key is not None:
         _check_api(sheet, settings, key, online=online)
@@ -340,14 +346,27 @@ def _check_daemon(sheet: Sheet, settings: Settings) -> None:
         sheet.good("daemon", f"{live['state']}, pid {live['pid']}" if live else "none runs now")
 
 
-def network_lines(env: Mapping[str, str]) -> list[str]:
-    """Return what the environment says about the way to the API, without credentials."""
-    names = [spelt for name in _FROM_ENVIRONMENT for spelt in (name, name.lower())]
-    return [
-        f"{name} from the environment: {env[name].rpartition('@')[2]}"
-        for name in names
-        if env.get(name)
+def network_lines(settings: Settings, env: Mapping[str, str]) -> list[str]:
+    """Return what settings and environment say about the way to the API, without credentials."""
+    api, lines = settings.api, list[str]()
+    if api.proxy is not None:
+        lines.append(f"api.proxy: {_shown_proxy(api.proxy.get_secret_value())}")
+    if api.ca_bundle is not None:
+        lines.append(f"api.ca_bundle: {printable(str(api.ca_bundle))}")
+    # What a setting says outdoes the environment.
+    left = [
+        name
+        for name in _FROM_ENVIRONMENT
+        if not (api.ca_bundle if name.startswith("SSL_") else api.proxy)
     ]
+    names = [spelt for name in left for spelt in (name, name.lower())]
+    return lines + [
+        f"{name} from the environment: {_shown_proxy(env[name])}" for name in names if env.get(name)
+    ]
+
+
+def _shown_proxy(address: str) -> str:
+    return printable(address.rpartition("@")[2])
 
 
 def _check_key(sheet: Sheet, settings: Settings) -> KeySource | None:
@@ -367,7 +386,7 @@ def _check_api(sheet: Sheet, settings: Settings, key: KeySource, *, online: bool
     try:
         quote = asyncio.run(_ask_price(settings, key, online=online))
     except SetupError as fault:
-        sheet.fault("network", fault, "Correct what the environment says.")
+        sheet.fault("network", fault, "Correct api.proxy, api.ca_bundle, or the environment.")
     except AccountFault as fault:
         sheet.fault("api", fault)
     except BgremoverError as fault:

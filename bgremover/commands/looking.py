@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bgremover.cli import Exit
-from bgremover.core.errors import BgremoverError, LocalFault, NoPermission, SetupError
+from bgremover.core.errors import LocalFault, NoPermission, SetupError, hint_of
 from bgremover.core.naming import printable
-from bgremover.core.report import utc
 from bgremover.edges.supervisor import ask_status
 from bgremover.reading import load_settings
 from bgremover.settings import Settings
@@ -30,7 +29,6 @@ if TYPE_CHECKING:  # `health` needs no database
 ASK_SECONDS = 5.0
 """How long the daemon may take to answer."""
 
-_FAILURES = 10
 _COLOURS = {"running": "green", "paused": "yellow", "stopped": "red"}
 
 # --- health --------------------------------------------------------------------------------
@@ -142,25 +140,13 @@ def standing(settings: Settings, live: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _recorded(ledger: "Ledger | None", day: str) -> dict[str, Any]:
+    from bgremover.edges.ledger import record_of
+
     if ledger is None:
         nothing = {"today_usd": 0.0, "month_usd": 0.0, "total_usd": 0.0, "billed": 0, "unknown": 0}
         totals = {"saved": 0, "reused": 0, "quarantined": 0}
         return {"totals": totals, "spend": nothing, "latest_failures": []}
-    spend = ledger.spend(day)
-    return {
-        "totals": ledger.totals(),
-        "spend": {
-            "today_usd": spend.today_usd,
-            "month_usd": spend.month_usd,
-            "total_usd": spend.total_usd,
-            "billed": spend.billed,
-            "unknown": spend.unknown,
-        },
-        "latest_failures": [
-            {"file": printable(failure.file), "code": failure.code, "at": utc(failure.at)}
-            for failure in ledger.failures(_FAILURES)
-        ],
-    }
+    return record_of(ledger, day)
 
 
 def _queue_at_rest(settings: Settings, ledger: "Ledger | None") -> dict[str, int]:
@@ -243,7 +229,7 @@ def _pause_lines(pause: dict[str, str], now: float) -> Iterator[str]:
     yield _row("reason", _reason(pause))
     yield _row("since", f"{_local(since)}, {_span(now - since.timestamp())} ago")
     yield _row("next probe", f"{_local(probe)}, {_until(probe.timestamp() - now)}")
-    if hint := _hint(pause["reason"]):
+    if hint := hint_of(pause["reason"]):
         yield _row("what to do", hint)
 
 
@@ -260,15 +246,6 @@ def _span(seconds: float) -> str:
 
 def _local(moment: datetime) -> str:
     return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
-
-
-def _hint(code: str) -> str:
-    kinds: list[type[BgremoverError]] = [BgremoverError]
-    for kind in kinds:
-        kinds += kind.__subclasses__()
-        if getattr(kind, "code", None) == code:
-            return kind.hint
-    return ""
 
 
 def _spend_lines(spend: dict[str, Any], settings: Settings) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from bgremover.commands.common import (
     settings_from,
     start_logging,
 )
+from bgremover.commands.reread import Reread
 from bgremover.core.job import Home, Job, Quarantined, Saved
 from bgremover.core.naming import printable
 from bgremover.daemon import Daemon, Parts
@@ -35,11 +37,22 @@ def run(config: str | None) -> int:
     settings = settings_from(config)
     start_logging(settings)
     pass_the_door(settings)
-    key = key_from(settings)
-    work = Work(Path(settings.folders.inbox), settings.originals)
+    reread = Reread(config, settings, key_from(settings))
+    ignore_sigio()
+    leave_no_core()
     with StateLock(Path(settings.folders.state)):
-        run_daemon(settings, work, key, None)
+        asyncio.run(_watch(reread))
     return Exit.DONE
+
+
+async def _watch(reread: Reread) -> None:
+    ended = False
+    while not ended:
+        settings = reread.settings
+        work = Work(Path(settings.folders.inbox), settings.originals)
+        daemon = Daemon(build(settings, work, reread.key), reread=reread)
+        await daemon.run()
+        ended = daemon.interrupted or not daemon.anew
 
 
 def once(config: str | None, *, ask: bool) -> int:
@@ -107,6 +120,12 @@ def with_folders(settings: Settings, inbox: Path, outbox: Path) -> Settings:
     return settings.model_copy(update={"folders": folders, "originals": "keep"})
 
 
+def leave_no_core() -> None:
+    """Keep the kernel from writing this process, and with it the key, to a file when it dies."""
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))
+
+
 def run_daemon(
     settings: Settings, work: Work, key: KeySource, told: Callable[[Job], None] | None
 ) -> tuple[Parts, bool]:
@@ -116,6 +135,7 @@ def run_daemon(
         Its parts, to be asked what became of everything, and whether a signal ended it.
     """
     ignore_sigio()
+    leave_no_core()
 
     async def main() -> tuple[Parts, bool]:
         parts = build(settings, work, key, told)

@@ -482,3 +482,13 @@ def local_fault(error: OSError, doing: str) -> LocalFault:
     """
     fault = _BY_ERRNO.get(error.errno or 0, DiskFailed)
     return fault(f"{doing}: {error.strerror or error}")
+
+
+def hint_of(code: str) -> str:
+    """Return what to do about a code; empty for one that is not known or asks for nothing."""
+    kinds: list[type[BgremoverError]] = [BgremoverError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        if getattr(kind, "code", None) == code:
+            return kind.hint
+    return ""

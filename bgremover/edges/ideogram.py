@@ -19,7 +19,7 @@ import struct
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, BinaryIO, Literal
 from urllib.parse import quote, urljoin
@@ -56,12 +56,14 @@ from bgremover.core.errors import (
     local_fault,
 )
 from bgremover.core.job import Receipt
+from bgremover.core.naming import printable
 
 CHUNK = 262_144
 LONGEST_ANSWER = 1_000_000
 LONGEST_POLL = 30.0
 LONGEST_SILENCE = 30.0
 REDIRECTS = 3
+SLOWEST_BYTES_PER_SECOND = 1000.0
 _LONGEST_NAME = 100
 
 _V1 = "/v1/remove-background"
@@ -110,6 +112,8 @@ class ApiOptions:
         read_timeout_seconds: Longest wait for the answer once an upload is out.
         link_hosts: Where results may be fetched from; see `core.answer.check_link`.
         connections: Most connections for uploads, and again for everything else.
+        ca_bundle: File with the certificates to trust, PEM; None for the usual ones.
+        proxy: Address of the proxy for everything; None for what the environment says. A secret.
         max_result_bytes: A larger result is not fetched.
         fetch_deadline_seconds: Longest fetch of a result.
         min_bytes_per_second: A transfer that is slower in the long run is given up.
@@ -121,9 +125,11 @@ class ApiOptions:
     read_timeout_seconds: float
     link_hosts: tuple[str, ...]
     connections: int
+    ca_bundle: str | None = None
+    proxy: str | None = field(default=None, repr=False)
     max_result_bytes: int = 100_000_000
     fetch_deadline_seconds: float = 120.0
-    min_bytes_per_second: float = 1000.0
+    min_bytes_per_second: float = SLOWEST_BYTES_PER_SECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +152,7 @@ class Ideogram:
         transport: Stands in for the network.
 
     Raises:
-        SetupError: The environment names a proxy or a CA bundle that cannot be used.
+        SetupError: The proxy or the CA bundle cannot be used.
     """
 
     def __init__(
@@ -160,13 +166,13 @@ class Ideogram:
         self._base = options.base_url.rstrip("/")
         self._key = key
         self._clock = clock
+        tls = _trusted(options.ca_bundle)
         try:
-            tls = httpx.create_ssl_context()
             self._uploads = self._client(tls, transport, kept_alive=0)
             self._others = self._client(tls, transport, kept_alive=options.connections)
         except (OSError, ImportError, ValueError, httpx.InvalidURL) as error:
             raise SetupError(
-                "the network cannot be set up from the environment (*_PROXY, SSL_CERT_FILE): "
+                "the network cannot be set up from api.proxy and the environment (*_PROXY): "
                 f"{type(error).__name__}"
             ) from error
 
@@ -176,6 +182,7 @@ class Ideogram:
         options = self._options
         return httpx.AsyncClient(
             verify=tls,
+            proxy=options.proxy,
             transport=transport,
             headers={"User-Agent": f"bgremover/{__version__}", "Accept-Encoding": "identity"},
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
@@ -386,6 +393,19 @@ class Ideogram:
             if size < owed * options.min_bytes_per_second:
                 raise LinkFailed("the result comes too slowly", billed=Billed.YES)
         return size
+
+
+def _trusted(bundle: str | None) -> ssl.SSLContext:
+    where = "SSL_CERT_FILE" if bundle is None else f"api.ca_bundle: {printable(bundle)}"
+    try:
+        if bundle is None:
+            return httpx.create_ssl_context()
+        return ssl.create_default_context(cafile=bundle)
+    except (OSError, ValueError) as error:
+        raise SetupError(
+            f"{where} gives no certificates: {type(error).__name__}. "
+            "Name a file that this user may read, with certificates in PEM."
+        ) from error
 
 
 class _Body(httpx.AsyncByteStream):

@@ -24,6 +24,7 @@ from bgremover.core.naming import printable
 LOCK_NAME = "lock"
 SOCKET_NAME = "status.sock"
 
+_STALLS = "the daemon listens but does not answer in time: its loop stalls"
 _SEND_SECONDS = 0.2
 _LONGEST_ADDRESS = 107
 """What fits into `sun_path` of unix(7), without its final zero."""
@@ -333,8 +334,8 @@ def ask_status(state: Path, timeout: float) -> dict[str, Any] | None:
         return None
     except BlockingIOError as error:
         raise TimeoutError("the daemon takes no more questions: its loop stalls") from error
-    except TimeoutError:
-        raise
+    except TimeoutError as error:
+        raise TimeoutError(_STALLS) from error
     except OSError as error:
         raise local_fault(error, f"asking the daemon in {printable(str(state))}") from error
     return _read(told)
@@ -354,7 +355,7 @@ def _received(address: bytes, deadline: float) -> bytes:
 def _left(deadline: float) -> float:
     seconds = deadline - time.monotonic()
     if seconds <= 0:
-        raise TimeoutError("the daemon listens but does not answer in time: its loop stalls")
+        raise TimeoutError(_STALLS)
     return seconds
 
 

@@ -398,6 +398,7 @@ def unused_port() -> int:
         "nonsense",
         "http://[",
     ],
+    ids=["nobody-listens", "no-such-host", "no-http", "nonsense", "half"],
 )
 def test_without_a_connection_nothing_was_charged(base_url: str) -> None:
     async def scene() -> tuple[object, object]:
@@ -1032,11 +1033,53 @@ def test_a_cancelled_upload_is_cancelled() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("SSL_CERT_FILE", "/no/such/file"), ("HTTPS_PROXY", "gopher://x")]
+    ("name", "value", "words"),
+    [
+        ("SSL_CERT_FILE", "/no/such/file", "SSL_CERT_FILE"),
+        ("HTTPS_PROXY", "gopher://x", r"\*_PROXY"),
+    ],
 )
 def test_an_unusable_environment_is_a_mistake_of_the_set_up(
-    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+    name: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(SetupError, match="SSL_CERT_FILE"):
+    with pytest.raises(SetupError, match=words):
         Ideogram(OPTIONS, lambda: KEY)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate"])
+def test_a_bundle_without_certificates_is_a_mistake_of_the_set_up(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    bundle = tmp_path / "bundle.pem"
+    if content is not None:
+        bundle.write_bytes(content)
+    with pytest.raises(SetupError, match=r"api\.ca_bundle: .*bundle\.pem gives no certificates"):
+        Ideogram(replace(OPTIONS, ca_bundle=str(bundle)), lambda: KEY)
+
+
+def test_the_proxy_of_the_settings_outdoes_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bytes] = []
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(http(502))
+
+    async def scene() -> object:
+        async with serving(proxy) as server:
+            monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+            monkeypatch.setenv("NO_PROXY", "*")
+            address = f"http://me:5ec4e7@127.0.0.1:{server.port}"
+            options = replace(OPTIONS, base_url="https://api.example", proxy=address)
+            assert "5ec4e7" not in repr(options)
+            async with opened(options) as api:
+                return await outcome_of(api.submit(picture()))
+
+    fault = asyncio.run(scene())
+    assert isinstance(fault, Unreachable)
+    assert "5ec4e7" not in str(fault)
+    assert asked[0].startswith(b"CONNECT api.example:443")
+    assert b"Proxy-Authorization: Basic " in asked[0]
+    assert KEY.encode() not in asked[0]
