@@ -1,0 +1,1 @@
+"""The picture work: originals made ready to be sent, results made into cut-outs and renditions."""
