@@ -209,6 +209,22 @@ def retry(name: tuple[str, ...], everything: bool, code: str | None, config: str
 
 
 @commands.command()
+@click.argument("name", metavar="[GLOB]...", nargs=-1)
+@click.option("--missing", is_flag=True, help="Only those whose names are still free.")
+@_CONFIG
+def render(name: tuple[str, ...], missing: bool, config: str | None) -> None:
+    """Make renditions of the cut-outs that are there, at no cost.
+
+    GLOB is the path of a cut-out in the outbox: 'shoes/*.png'; without it, all. What is made is
+    told by output.renditions. Nothing is overwritten: what lies there already and is the same
+    counts as made, something else keeps its name.
+    """
+    from bgremover.commands import render as rendering
+
+    sys.exit(rendering.render(config, name, missing=missing))
+
+
+@commands.command()
 @click.argument("folder", default=".", metavar="[DIR]", type=click.Path(path_type=Path))
 def init(folder: Path) -> None:
     """Write config.yaml and the folders into DIR (default: here)."""

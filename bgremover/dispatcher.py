@@ -457,7 +457,9 @@ class Dispatcher:
         self._wake_twins()
 
     def _tell_saved(self, job: Job, state: Saved) -> None:
-        log.info(
+        tell = log.warning if state.doubts and not state.reused else log.info
+        more = {"doubts": state.doubts, "notes": state.notes, "renditions": state.renditions}
+        tell(
             "image.reused" if state.reused else "image.saved",
             job=job.id,
             file=printable(job.path),
@@ -468,6 +470,7 @@ class Dispatcher:
             attempts=len(job.attempts),
             usd=round(job.billed_calls * self._price_usd, 6),
             request_id=job.attempts[-1].request_id if job.attempts else None,
+            **{name: list(value) for name, value in more.items() if value},
         )
 
     # --- the line ---------------------------------------------------------------------------

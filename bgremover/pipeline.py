@@ -8,14 +8,13 @@ as `Trouble`; what follows from it is decided in `core.verdict`.
 import asyncio
 import contextlib
 import os
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import BinaryIO, Literal, Protocol, TypeVar, assert_never
 
 import structlog
 
+from bgremover import __version__
 from bgremover.core.budget import Budget, Period
 from bgremover.core.errors import (
     BgremoverError,
@@ -44,12 +43,15 @@ from bgremover.core.job import (
     Submitting,
 )
 from bgremover.core.naming import candidates, output_path, printable
+from bgremover.core.report import render
+from bgremover.core.review import Review, doubts, review_path, review_report
 from bgremover.edges.folders import Folders, NameTaken, Temp
 from bgremover.edges.ideogram import Upload
 from bgremover.edges.inbox import Inbox
 from bgremover.edges.ledger import CallTerms, Ledger, Scribe
-from bgremover.edges.pictures import MEDIA_TYPES, Limits, Result, inspect, verify_result
+from bgremover.renditions import Renderer
 from bgremover.timing import Clock
+from bgremover.workshop import Made, Workshop
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -60,9 +62,8 @@ ACCEPTED = "accepted"
 KNOWN = "known"
 _FIRST_POLL = 0.5
 _SLOWEST_POLL = 5.0
-_NICE = 10
-_DECODERS = 2
-"""Pictures that are decoded at a time: each may take a hundred megabytes."""
+NOTHING_PAID = Receipt(None, None, 0.0, None)
+"""Of an image that is transparent already: it goes to the outbox without a call."""
 
 
 class RemovalService(Protocol):
@@ -91,8 +92,8 @@ class Terms:
         price: What a call costs, in millionths of a US dollar.
         budget: What may be spent.
         unknown_sends: How often an image is sent again after an unknown charge.
-        limits: What may be uploaded.
-        max_result_megapixels: How large a result may be.
+        passes: Whether originals that are transparent already are not sent.
+        review: What happens to results that are not plausible.
     """
 
     originals: Literal["archive", "keep", "delete"]
@@ -100,8 +101,8 @@ class Terms:
     price: int
     budget: Budget
     unknown_sends: int
-    limits: Limits
-    max_result_megapixels: float = 200.0
+    passes: bool = False
+    review: Review = "warn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ class Pipeline:
         folders: Folders,
         scribe: Scribe,
         api: RemovalService,
+        workshop: Workshop,
         terms: Terms,
         clock: Clock,
     ) -> None:
@@ -130,7 +132,8 @@ class Pipeline:
         self._api = api
         self._terms = terms
         self._clock = clock
-        self._decoders = ThreadPoolExecutor(_DECODERS, "decoder", initializer=_be_nice)
+        self._workshop = workshop
+        self._renderer = Renderer(workshop, folders)
 
     async def step(self, job: Job, answered: Callable[[], None]) -> Job | Trouble:
         """Bring `job` one state further.
@@ -194,16 +197,23 @@ class Pipeline:
         known, checked = await self._scribe.do(write, durable=False)
         if known:
             return await self.record(job.to(Released(KNOWN)))
-        picture = await self._decoded(lambda: self._inspect(job))
+        picture = await self._workshop.look(self._original(job))
         job = replace(job, picture=picture, checked=checked)
-        return await self._reuse(job) or job
+        if reused := await self._reuse(job):
+            return reused
+        return await self._pass_on(job, picture) if self._passes(picture) else job
 
-    async def _decoded(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
+    def _original(self, job: Job) -> Callable[[], BinaryIO]:
+        return lambda: self._inbox.open(job.path, job.identity)
 
-    def _inspect(self, job: Job) -> Picture:
-        with self._inbox.open(job.path, job.identity) as original:
-            return inspect(original, self._terms.limits)
+    def _passes(self, picture: Picture) -> bool:
+        return self._terms.passes and picture.transparent
+
+    async def _pass_on(self, job: Job, picture: Picture) -> Job:
+        """Make the cut-out of an original that has no background any more: nothing is paid."""
+        async with self._temp(job) as temp:
+            made = await self._workshop.pass_on(self._original(job), picture, temp.file)
+            return await self._keep(job, NOTHING_PAID, temp, made)
 
     async def _reuse(self, job: Job) -> Job | None:
         """Serve the image from what was paid for the same bytes before, if that is possible."""
@@ -253,8 +263,8 @@ class Pipeline:
     async def _reserve(self, job: Job) -> str:
         return await self._scribe.do(lambda ledger: self._reserve_in(ledger, job))
 
-    def _reserve_in(self, ledger: Ledger, job: Job) -> str:
-        names = candidates(output_path(job.path), self._folders.longest_name())
+    def _reserve_in(self, ledger: Ledger, job: Job, wished: str | None = None) -> str:
+        names = candidates(wished or output_path(job.path), self._folders.longest_name())
         return ledger.reserve(job, names, self._folders.taken)
 
     # --- the money --------------------------------------------------------------------------
@@ -268,18 +278,16 @@ class Pipeline:
                 f"{job.unknown_calls} calls for this image ended without a usable answer",
                 billed=Billed.UNKNOWN,
             )
+        if self._passes(picture):  # its file was lost before it was published
+            return await self._pass_on(job, picture)
         output = output_path(job.path)
         await asyncio.to_thread(
             self._folders.check_room, output, 4 * picture.width * picture.height
         )
+        name = job.path.rpartition("/")[2]
         with await asyncio.to_thread(self._inbox.open, job.path, job.identity) as original:
-            upload = Upload(
-                original,
-                job.path.rpartition("/")[2],
-                MEDIA_TYPES[picture.format],
-                job.identity.size,
-            )
-            return await self._pay(job, upload, answered)
+            async with self._workshop.upload(original, picture, name) as upload:
+                return await self._pay(job, upload, answered)
 
     async def _pay(self, job: Job, upload: Upload, answered: Callable[[], None]) -> Job | Trouble:
         terms = CallTerms(self._terms.price, self._terms.budget, self._clock.local_day())
@@ -395,34 +403,49 @@ class Pipeline:
         link = state.receipt.link
         if link is None or state.receipt.expires_at <= self._clock.wall():
             raise LinkExpired("the link died before the result was fetched", billed=Billed.YES)
-        result = await self._fetched(job, link)
-        now = self._clock.wall()
+        async with self._temp(job) as temp:
+            made = await self._made(job, link, temp.file)
+            return await self._keep(job, state.receipt, temp, made)
 
-        def write(ledger: Ledger) -> Job:
-            output = self._reserve_in(ledger, job)
-            fetched = job.to(Fetched(state.receipt, output, result.sha256, result.size))
-            ledger.put(fetched, now)
-            return fetched
-
-        return await self._scribe.do(write)
-
-    async def _fetched(self, job: Job, link: str) -> Result:
+    @contextlib.asynccontextmanager
+    async def _temp(self, job: Job) -> AsyncIterator[Temp]:
+        """Yield a file beside the job's cut-out; removed unless `_keep` was come to its end."""
         temp = await asyncio.to_thread(self._folders.temp, output_path(job.path), job.id)
         try:
-            await self._api.fetch(link, temp.file)
-            return await self._decoded(lambda: self._checked(temp))
+            yield temp
         except BaseException:
             await asyncio.to_thread(temp.remove)
             raise
 
-    def _checked(self, temp: Temp) -> Result:
-        try:
-            result = verify_result(temp.file, self._terms.max_result_megapixels)
-        except BrokenResult as fault:
-            fault.billed = Billed.YES
-            raise
-        temp.keep()
-        return result
+    async def _made(self, job: Job, link: str, into: BinaryIO) -> Made:
+        if job.picture is None:
+            raise ValueError("an image is looked at before it is paid for")
+        with await asyncio.to_thread(self._workshop.scratch) as result:
+            await self._api.fetch(link, result)
+            try:
+                return await self._workshop.cut_out(self._original(job), job.picture, result, into)
+            except BrokenResult as fault:
+                fault.billed = Billed.YES
+                raise
+
+    async def _keep(self, job: Job, receipt: Receipt, temp: Temp, made: Made) -> Job:
+        found = doubts(made.stats) if self._terms.review != "off" else []
+        await asyncio.to_thread(temp.keep)
+        now, wished, review = self._clock.wall(), output_path(job.path), ""
+        if found and self._terms.review == "move":
+            report = review_report(job.path, found, made.stats, at=now, version=__version__)
+            wished, review = review_path(wished), render(report).decode()
+            await asyncio.to_thread(self._folders.move_temp, output_path(job.path), wished, job.id)
+        told = tuple(f"{doubt.code}: {doubt.message}" for doubt in found)
+
+        def write(ledger: Ledger) -> Job:
+            output = self._reserve_in(ledger, job, wished)
+            state = Fetched(receipt, output, made.sha256, made.size, made.notes, told, review)
+            fetched = job.to(state)
+            ledger.put(fetched, now)
+            return fetched
+
+        return await self._scribe.do(write)
 
     async def _publish(self, job: Job, state: Fetched) -> Job:
         try:
@@ -435,18 +458,19 @@ class Pipeline:
             return await self.record(job.to(Paid(state.receipt)))
         # Not written down before the original is filed: a kill in between is found out by
         # `verify_published`, and one commit is saved.
-        return job.to(Saved(state.output, state.sha256, state.size, state.receipt))
+        return job.to(_saved(state))
 
     async def _rename(self, job: Job, state: Fetched) -> Job:
         if await asyncio.to_thread(
             self._folders.verify_published, state.output, state.sha256, state.size
         ):
-            return job.to(Saved(state.output, state.sha256, state.size, state.receipt))
+            return job.to(_saved(state))
         now = self._clock.wall()
 
         def write(ledger: Ledger) -> Job:
             ledger.unreserve(job.id)
-            renamed = replace(job, state=replace(state, output=self._reserve_in(ledger, job)))
+            other = self._reserve_in(ledger, job, state.output)
+            renamed = replace(job, state=replace(state, output=other))
             ledger.put(renamed, now)
             return renamed
 
@@ -455,8 +479,22 @@ class Pipeline:
     # --- the original -----------------------------------------------------------------------
 
     async def _file(self, job: Job, state: Saved) -> Job:
+        if state.review:
+            await self._put_review(job, state)
+        made = await self._renderer.make(job, state.output, self._original(job))
         left = await self._moved_off(job, self._file_original)
-        return await self.record(job.to(replace(state, filed=True, left=left)))
+        notes = (*state.notes, *made.notes)
+        filed = replace(
+            state, filed=True, left=left, notes=notes, review="", renditions=made.outputs
+        )
+        return await self.record(job.to(filed))
+
+    async def _put_review(self, job: Job, state: Saved) -> None:
+        content = state.review.encode()
+        with contextlib.suppress(NameTaken):  # somebody's own file of that name stays
+            await asyncio.to_thread(
+                self._folders.write_beside, state.output, ".review.json", content, job.id
+            )
 
     def _file_original(self, job: Job) -> bool:
         """Do what holds for the original's folder; return whether it stays, unlike the others."""
@@ -505,10 +543,17 @@ class Pipeline:
         return await self.record(job.to(replace(state, filed=True, left=left)))
 
 
-def _be_nice() -> None:
-    # The loop and the ledger keep the calls in flight; decoding may take what they leave.
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+def _saved(state: Fetched) -> Saved:
+    receipt = None if state.receipt == NOTHING_PAID else state.receipt
+    return Saved(
+        state.output,
+        state.sha256,
+        state.size,
+        receipt,
+        notes=state.notes,
+        doubts=state.doubts,
+        review=state.review,
+    )
 
 
 def _failed_before(ledger: Ledger, job: Job) -> bool:

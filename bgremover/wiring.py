@@ -16,6 +16,7 @@ from bgremover.core.ignoring import Ignore
 from bgremover.core.job import CONFIGURED, Home, Job
 from bgremover.core.observed import PHASES
 from bgremover.core.pacing import Pace
+from bgremover.core.recipe import recipe_of
 from bgremover.core.settling import Patience
 from bgremover.core.verdict import Rules
 from bgremover.daemon import Parts, Standing, rest
@@ -25,7 +26,7 @@ from bgremover.edges.folders import Folders, Roots
 from bgremover.edges.ideogram import SLOWEST_BYTES_PER_SECOND, ApiOptions, Ideogram
 from bgremover.edges.inbox import Inbox, Sighting
 from bgremover.edges.ledger import Ledger, Scribe
-from bgremover.edges.pictures import Limits, whole
+from bgremover.edges.pictures import whole
 from bgremover.edges.supervisor import Notifier, StatusSocket
 from bgremover.intake import Intake, Rhythm
 from bgremover.key import KeySource
@@ -33,7 +34,10 @@ from bgremover.lookout import Lookout, Watching
 from bgremover.pipeline import Pipeline, Terms
 from bgremover.reading import parse_override
 from bgremover.settings import Settings
+from bgremover.studio.finish import Options as FinishOptions
+from bgremover.studio.intake import Limits
 from bgremover.timing import Clock
+from bgremover.workshop import Craft, Workshop
 
 CLOSED_SECONDS = 0.5
 """How long a file must be unchanged that is certainly closed and whole."""
@@ -112,8 +116,27 @@ def open_folders(settings: Settings, inbox: Inbox) -> Folders:
 
 
 def limits(settings: Settings) -> Limits:
-    """Return what may be uploaded."""
-    return Limits(max_upload_bytes=micro(settings.api.max_upload_mb))
+    """Return what is taken."""
+    return Limits(
+        max_upload_bytes=micro(settings.api.max_upload_mb),
+        max_pixels=micro(settings.input.max_megapixels),
+        oversize=settings.input.oversize,
+    )
+
+
+def workshop(settings: Settings) -> Workshop:
+    """Return where pictures are worked on."""
+    output = settings.output
+    return Workshop(
+        Craft(
+            limits=limits(settings),
+            resolution=output.resolution,
+            finish=FinishOptions(output.metadata),
+            recipes=tuple(map(recipe_of, output.renditions)),
+            memory=micro(settings.pictures.max_memory_mb),
+            scratch=str(settings.folders.state),
+        )
+    )
 
 
 def _is_local(folder: Path) -> bool:
@@ -168,7 +191,7 @@ def build(
             listener(job)
 
     dispatcher = Dispatcher(
-        Pipeline(inbox, folders, scribe, api, terms, clock),
+        Pipeline(inbox, folders, scribe, api, workshop(settings), terms, clock),
         pace=_pace(settings),
         rules=_rules(settings),
         size=Size(settings.queue.capacity, finish=max(4, settings.queue.workers)),
@@ -235,7 +258,8 @@ def _terms(settings: Settings, work: Work) -> Terms:
         price=micro(settings.api.price_usd),
         budget=Budget(_micro_or_none(budget.per_day_usd), _micro_or_none(budget.per_month_usd)),
         unknown_sends=1 if settings.retry.unknown_charge == "retry" else 0,
-        limits=limits(settings),
+        passes=settings.input.already_transparent == "pass",
+        review=settings.output.review,
     )
 
 

@@ -96,7 +96,10 @@ class Site:
         api = {"base_url": url, **settings.pop("api", {})}
         watch = {**FAST, **settings.pop("watch", {})}
         retry = {"base_seconds": 0.05, "cap_seconds": 0.5, **settings.pop("retry", {})}
-        text = yaml.safe_dump({"api": api, "watch": watch, "retry": retry, **settings})
+        # Most tests are not about pictures; the stand-in's fast mode gives all the same one.
+        output = {"resolution": "result", "review": "off", **settings.pop("output", {})}
+        told = {"api": api, "watch": watch, "retry": retry, "output": output, **settings}
+        text = yaml.safe_dump(told)
         self.config.write_text(text)
 
     def drop(self, name: str, data: bytes) -> Path:

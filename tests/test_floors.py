@@ -22,16 +22,18 @@ FLOORS = {
     "reading": 4,
     "key": 4,
     "door": 4,
-    "pipeline": 5,
-    "intake": 6,
-    "lookout": 7,
-    "dispatcher": 7,
-    "daemon": 8,
-    "attendants": 9,
-    "wiring": 10,
-    "commands": 11,
-    "cli": 11,
-    "__main__": 12,
+    "workshop": 4,
+    "renditions": 5,
+    "pipeline": 6,
+    "intake": 7,
+    "lookout": 8,
+    "dispatcher": 8,
+    "daemon": 9,
+    "attendants": 10,
+    "wiring": 11,
+    "commands": 12,
+    "cli": 12,
+    "__main__": 13,
 }
 BY_ITSELF = {
     "sandbox": {"sandbox", "core", "__init__"},
@@ -41,7 +43,7 @@ BY_ITSELF = {
 """What a room may import of this package; the others: whatever lies on a lower floor."""
 
 ALONE = {
-    *("edges", "timing", "settings", "findings", "reading", "key", "door"),
+    *("edges", "timing", "settings", "findings", "reading", "key", "door", "workshop"),
     *("intake", "lookout", "dispatcher", "daemon", "wiring"),
 }
 """Rooms in which no module imports another."""

@@ -23,8 +23,8 @@ from bgremover.core.naming import printable
 from bgremover.edges.folders import Folders
 from bgremover.edges.inbox import Inbox, Sighting
 from bgremover.edges.ledger import Ledger, existing_ledger
-from bgremover.edges.pictures import Limits, inspect
 from bgremover.settings import Settings
+from bgremover.studio import intake
 from bgremover.timing import Clock
 from bgremover.wiring import Work, limits, open_folders, open_inbox
 
@@ -205,7 +205,7 @@ def _is_regular(path: str) -> bool:
         return False  # gone meanwhile
 
 
-def _looks(inbox: Inbox, sightings: tuple[Sighting, ...], most: Limits) -> Iterator[Look]:
+def _looks(inbox: Inbox, sightings: tuple[Sighting, ...], most: intake.Limits) -> Iterator[Look]:
     pool = ThreadPoolExecutor(LOOKERS, thread_name_prefix="look")
     try:
         yield from track(
@@ -220,10 +220,10 @@ def _looks(inbox: Inbox, sightings: tuple[Sighting, ...], most: Limits) -> Itera
         pool.shutdown(cancel_futures=True)
 
 
-def _look(inbox: Inbox, one: Sighting, most: Limits) -> Look:
+def _look(inbox: Inbox, one: Sighting, most: intake.Limits) -> Look:
     try:
         with inbox.open(one.path, one.identity) as original:
-            return Look(one.path, sha256=inspect(original, most).sha256)
+            return Look(one.path, sha256=intake.look(original, most).picture.sha256)
     except (FileFault, Blocked) as fault:
         return Look(one.path, fault=fault)
     except Withdrawn:

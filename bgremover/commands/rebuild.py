@@ -18,9 +18,9 @@ from bgremover.core.errors import BgremoverError, SetupError, local_fault
 from bgremover.core.job import Identity, Job, Saved
 from bgremover.core.naming import candidates, output_path, printable
 from bgremover.edges.ledger import FILE_NAME, Salvaged, existing_ledger, replacement, salvage
-from bgremover.edges.pictures import inspect
 from bgremover.edges.supervisor import StateLock
 from bgremover.settings import Settings
+from bgremover.studio import intake
 from bgremover.wiring import limits
 
 _TAILS = ("", "-wal", "-shm")
@@ -128,7 +128,7 @@ def _job(settings: Settings, pair: Pair) -> Job | None:
     try:
         with (root / pair.original).open("rb") as original:
             identity = Identity.of(os.fstat(original.fileno()))
-            picture = inspect(original, limits(settings))
+            picture = intake.look(original, limits(settings)).picture
         with (settings.folders.outbox / pair.output).open("rb") as cut_out:
             sha256 = hashlib.file_digest(cut_out, "sha256").hexdigest()
             size = os.fstat(cut_out.fileno()).st_size

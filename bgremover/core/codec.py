@@ -40,6 +40,7 @@ _STATES: dict[str, type[Any]] = {
     "quarantined": Quarantined,
     "released": Released,
 }
+_TUPLES = {"notes", "doubts", "renditions"}
 
 
 def encode(job: Job) -> str:
@@ -91,4 +92,6 @@ def _state(data: Mapping[str, Any]) -> State:
         values["receipt"] = Receipt(**values["receipt"])
     if "resume" in values:
         values["resume"] = _state(values["resume"])
+    for name in _TUPLES & values.keys():
+        values[name] = tuple(values[name])
     return cast("State", kind(**values))

@@ -37,12 +37,25 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What inspection found. `format` is Pillow's name (JPEG, PNG, WEBP), sizes in pixels."""
+    """What a look at the original found.
+
+    Args:
+        sha256: Of the file, hexadecimal.
+        format: Pillow's name, as JPEG.
+        width: In pixels, upright.
+        height: The same.
+        converted: Whether the upload is made from it; else the file is sent byte for byte.
+        transparent: Whether it has a background no more.
+        note: What a person should know; empty if nothing.
+    """
 
     sha256: str
     format: str
     width: int
     height: int
+    converted: bool = False
+    transparent: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +120,19 @@ class Paid:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The verified result lies beside its reserved name `output`, about to be published."""
+    """The cut-out lies beside its reserved name `output`, about to be published.
+
+    `notes` say what was not done as asked; `doubts` why a person should look, as "code: words";
+    `review` is the JSON that tells them, if the cut-out is put aside for that.
+    """
 
     receipt: Receipt
     output: str
     sha256: str
     size: int
+    notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+    review: str = ""
     kind: Literal["fetched"] = "fetched"
 
 
@@ -130,7 +150,7 @@ class Deferred:
 class Saved:
     """The cut-out is durable. `filed` once the original has been archived, kept or deleted.
 
-    `left` when the original had to stay in the inbox.
+    `left` when the original had to stay in the inbox, `renditions` where else it was put.
 
     The receipt stays: while its link lives, a cut-out that was moved away is free to fetch again.
     """
@@ -142,6 +162,10 @@ class Saved:
     reused: bool = False
     filed: bool = False
     left: bool = False
+    notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+    review: str = ""
+    renditions: tuple[str, ...] = ()
     kind: Literal["saved"] = "saved"
 
 
@@ -173,7 +197,7 @@ class Released:
 State = Queued | Submitting | Accepted | Paid | Fetched | Deferred | Saved | Quarantined | Released
 
 MOVES: dict[type[State], tuple[type[State], ...]] = {
-    Queued: (Queued, Submitting, Paid, Deferred, Saved, Quarantined, Released),
+    Queued: (Queued, Submitting, Paid, Fetched, Deferred, Saved, Quarantined, Released),
     Submitting: (Accepted, Paid, Queued, Deferred, Quarantined, Released),
     Accepted: (Accepted, Paid, Deferred, Quarantined),
     Paid: (Paid, Fetched, Deferred, Quarantined),

@@ -156,6 +156,17 @@ class Folders:
             raise FolderLost(fault.message) from fault
         return os.path.join(folder, MARK + job_id)
 
+    def move_temp(self, output: str, other: str, job_id: str) -> None:
+        """Put the job's temp file beside `other` instead of beside `output`.
+
+        Raises:
+            LocalFault: This machine does not let it.
+        """
+        old, new = self._temp_path(output, job_id), self._temp_path(other, job_id)
+        if old != new:
+            with _blaming(f"saving into {printable(os.path.dirname(new))}"):
+                os.rename(old, new)  # both names are the job's own
+
     def publish(self, job_id: str, output: str) -> bool:
         """Give the job's finished temp file its final name.
 
@@ -196,6 +207,19 @@ class Folders:
                     # An outbox that is not mounted says nothing about what lies in it.
                     os.stat(self._roots.outbox)
                 return False
+
+    def cut_out(self, output: str) -> BinaryIO | None:
+        """Open what lies under `output` in the outbox, for reading; None when nothing does.
+
+        Raises:
+            LocalFault: It cannot be read.
+        """
+        path = os.path.join(self._roots.outbox, output)
+        with _blaming(f"reading {printable(path)}"):
+            try:
+                return _reading(_Spot(path))
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                return None
 
     def has(self, output: str, size: int) -> bool:
         """Tell at a glance whether a file of this size lies under `output` in the outbox."""
@@ -300,7 +324,7 @@ class Folders:
         """
         try:
             with self._set_aside(path, identity, job_id) as aside:
-                self._write_report(name + REPORT, report, job_id)
+                self._write_note(self._roots.quarantine, name + REPORT, report, job_id)
                 self._move(aside, self._roots.quarantine, name)
         except NameTaken:
             self._withdraw_report(name + REPORT, report)
@@ -367,9 +391,24 @@ class Folders:
                 raise Vanished(f"{printable(path)} is no longer there") from None
             yield folder
 
-    def _write_report(self, name: str, report: bytes, job_id: str) -> None:
-        folder = self._folder(self._roots.quarantine, name)
-        final = os.path.join(self._roots.quarantine, name)
+    def write_beside(self, output: str, suffix: str, content: bytes, job_id: str) -> None:
+        """Write a small file beside a cut-out, unless these very bytes lie there already.
+
+        Args:
+            output: The cut-out.
+            suffix: What is added to its name.
+            content: The bytes.
+            job_id: Whose it is.
+
+        Raises:
+            NameTaken: Something else has the name.
+            LocalFault: This machine does not let it.
+        """
+        self._write_note(self._roots.outbox, output + suffix, content, job_id)
+
+    def _write_note(self, root: str, name: str, report: bytes, job_id: str) -> None:
+        folder = self._folder(root, name)
+        final = os.path.join(root, name)
         with _blaming(f"writing into {printable(folder)}"), _opened(folder) as opened:
             temp = Temp(os.path.join(folder, MARK + job_id + REPORT))
             try:

@@ -8,9 +8,10 @@ in place, so that no second picture of full size is made.
 
 import io
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 from PIL import Image, ImageChops, ImageCms, ImageFilter, ImageStat
 from PIL.PngImagePlugin import PngInfo
@@ -20,7 +21,6 @@ from bgremover.studio import colour
 from bgremover.studio.metadata import Policy, kept_of
 from bgremover.studio.opening import NotDecoded, upright, working
 
-Resolution = Literal["original", "result"]
 Box = tuple[int, int, int, int]
 
 _CLEAR, _SOLID = 200, 250
@@ -41,15 +41,12 @@ _RLE_WORTH = 1.1  # so much larger a file may be for being written in two thirds
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `output` of the configuration says.
+    """How cut-outs of the original's size are made.
 
     Args:
-        resolution: original: the cut-out gets the original's width and height. result: it keeps
-            what came back.
         metadata: What of the original's metadata is kept; see `metadata.kept_of`.
     """
 
-    resolution: Resolution = "original"
     metadata: Policy = "safe"
 
 
@@ -65,12 +62,13 @@ class Finished:
 
 @working("finishing a cut-out")
 def finish(
-    original: BinaryIO, form: str, result: BinaryIO, into: BinaryIO, options: Options
+    original: BinaryIO | None, form: str, result: BinaryIO, into: BinaryIO, options: Options
 ) -> Finished:
-    """Make the cut-out.
+    """Make the cut-out at the original's size.
 
     Args:
-        original: The original, open for reading; a format that `opening.opened` knows.
+        original: The original, open for reading; a format that `opening.opened` knows. None when
+            it is no longer there.
         form: Its format.
         result: The PNG that came back, verified.
         into: Where the PNG goes; empty, open for writing.
@@ -80,6 +78,8 @@ def finish(
         NotDecoded: The result cannot be decoded.
         LocalFault: This machine cannot read the files now, or has not the memory.
     """
+    if original is None:
+        return _without_original(result, into, "the original is gone: the result's pixels are used")
     try:
         picture = upright(original, form)
     except NotDecoded as error:
@@ -89,15 +89,38 @@ def finish(
     picture, profile = _as_rgb(picture, convert=options.metadata == "strip")
     cut = colour.to_srgb(_with_alpha(upright(result, "PNG")))
     stats = _measured(picture.size, cut, matches=_matches(picture, cut))
-    notes = _notes(stats, options.resolution)
-    if options.resolution == "result" or not same_aspect(cut.size, picture.size):
+    if not same_aspect(cut.size, picture.size):
         done, profile = _cleared(cut), None
     elif stats.matches is False:
         done, profile = _cleared(_enlarged(cut, picture.size)), None
     else:
         done = _hybrid(picture, cut, profile)
     save_png(done, into, kept, icc if profile else None)
-    return Finished(done.width, done.height, stats, notes)
+    return Finished(done.width, done.height, stats, _notes(stats))
+
+
+@working("keeping a result")
+def as_it_came(size: tuple[int, int], result: BinaryIO, into: BinaryIO) -> Finished:
+    """Keep a result at its own size, byte for byte if no colour is hidden under its transparency.
+
+    Args:
+        size: Width and height of the upright original, in pixels.
+        result: The PNG that came back, verified.
+        into: Where it goes; empty, open for writing.
+
+    Raises:
+        NotDecoded: The result cannot be decoded.
+        LocalFault: This machine cannot read the file now, or has not the memory.
+    """
+    cut = _with_alpha(upright(result, "PNG"))
+    clean = _cleared(cut.copy())
+    if ImageChops.difference(cut.convert("RGBA"), clean.convert("RGBA")).getbbox(alpha_only=False):
+        save_png(clean, into, {}, cut.info.get("icc_profile"))
+    else:
+        result.seek(0)
+        shutil.copyfileobj(result, into, 1 << 20)
+    stats = _measured(size, cut, matches=None)
+    return Finished(cut.width, cut.height, stats, _notes(stats))
 
 
 @working("passing an original on")
@@ -128,12 +151,12 @@ def _without_original(result: BinaryIO, into: BinaryIO, note: str) -> Finished:
     return Finished(cut.width, cut.height, _measured(cut.size, cut, matches=None), (note,))
 
 
-def _notes(stats: Measured, resolution: Resolution) -> tuple[str, ...]:
+def _notes(stats: Measured) -> tuple[str, ...]:
     (wide, high), (width, height) = stats.result, stats.original
     if not same_aspect(stats.result, stats.original):
         sizes = f"{wide} x {high} pixels for an original of {width} x {height}"
         return (f"the result has another shape, {sizes}: it is kept as it came",)
-    if stats.matches is False and resolution == "original":
+    if stats.matches is False:
         return ("the result does not show what the original shows: its own pixels are used",)
     return ()
 

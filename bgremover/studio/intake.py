@@ -43,6 +43,7 @@ _KINDS = (
     (rb"BM.{4}\0{4}", "BMP"),
     (rb"GIF8[79]a", "GIF"),
 )
+_SENT = ((rb"\xff\xd8\xff", "JPEG"), (rb"\x89PNG\r\n", "PNG"), (rb"RIFF....WEBP", "WEBP"))
 _BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIF", b"heix": "HEIF"}
 _BRANDS |= {b"heim": "HEIF", b"heis": "HEIF", b"hevc": "HEIF", b"hevx": "HEIF"}
 
@@ -99,6 +100,30 @@ def look(file: BinaryIO, limits: Limits) -> Look:
     if form is None:
         return _sendable(file, limits)
     return _convertible(file, form, limits)
+
+
+def area(file: BinaryIO) -> tuple[str, int]:
+    """Return the format and the pixels that the header tells of; no pixels where it is no good.
+
+    Args:
+        file: Open for reading, at any position.
+    """
+    form = _kind(file) or _sendable_kind(file)
+    if form is None:
+        return "", 0
+    try:
+        width, height = opened(file, form).size
+    except NotDecoded:
+        return form, 0
+    return form, width * height
+
+
+def _sendable_kind(file: BinaryIO) -> str | None:
+    with decoding():
+        file.seek(0)
+        head = file.read(_HEAD)
+    kinds = (kind for magic, kind in _SENT if re.match(magic, head, re.DOTALL))
+    return next(kinds, None)
 
 
 def _kind(file: BinaryIO) -> str | None:

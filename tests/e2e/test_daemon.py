@@ -72,7 +72,7 @@ def mixed(site: Site) -> dict[str, str]:
         "text.jpg": "not_an_image",
         "empty.jpg": "empty",
         "cut.jpg": "truncated",
-        "animated.gif": "unsupported_format",
+        "animated.gif": "animated",
         "animated.webp": "animated",
     }
 

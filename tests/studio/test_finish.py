@@ -1,13 +1,13 @@
 """The cut-out at full size: whose pixels it has, what it hides, what it keeps of the metadata."""
 
 import io
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from PIL import ExifTags, Image, ImageChops, ImageCms, ImageStat
 
 from bgremover.studio.colour import to_srgb
-from bgremover.studio.finish import Finished, Options, finish, packing, save_png
+from bgremover.studio.finish import Finished, Options, as_it_came, finish, packing, save_png
 from bgremover.studio.metadata import Policy
 from bgremover.studio.opening import NotDecoded, upright
 from tests.studio.profiles import P3, cmyk_profile, rgb_profile
@@ -95,24 +95,41 @@ def test_a_half_transparent_edge_composes_over_white_without_a_fringe() -> None:
     assert furthest(over_white(image), over_white(truth), thin) <= 2
 
 
+def as_came(result: bytes) -> tuple[Finished, bytes]:
+    into = io.BytesIO()
+    told = as_it_came(SIZE, io.BytesIO(result), into)
+    return told, into.getvalue()
+
+
 @pytest.mark.parametrize("size", [SIZE, HALF])
-@pytest.mark.parametrize("resolution", ["original", "result"])
+@pytest.mark.parametrize("kept", [False, True])
 def test_nothing_of_the_background_is_left_where_it_is_transparent(
-    size: tuple[int, int], resolution: Literal["original", "result"]
+    size: tuple[int, int], kept: bool
 ) -> None:
     leaky = SCENE.photo.copy()
     leaky.putalpha(SCENE.alpha)
     result = encoded(leaky.resize(size), "PNG")
-    _, image = finished(PHOTO, "PNG", result, Options(resolution=resolution))
+    _, image = finished(PHOTO, "PNG", result)
+    if kept:
+        image = Image.open(io.BytesIO(as_came(result)[1]))
     clear = image.getchannel("A").point([255] + [0] * 255)
     assert clear.getbbox() is not None
     assert furthest(image.convert("RGB"), Image.new("RGB", image.size), clear) == 0
 
 
 def test_the_result_is_kept_as_it_came_when_asked() -> None:
-    told, image = finished(PHOTO, "PNG", result_of(SCENE, HALF), Options(resolution="result"))
-    assert image.size == HALF
+    clean = as_came(result_of(SCENE, HALF))[1]
+    told, kept = as_came(clean)
+    assert kept == clean
+    assert (told.width, told.height) == HALF
     assert told.notes == ()
+
+
+def test_a_result_is_finished_though_the_original_is_gone() -> None:
+    into = io.BytesIO()
+    told = finish(None, "PNG", io.BytesIO(result_of(SCENE, HALF)), into, Options())
+    assert Image.open(into).size == HALF
+    assert "is gone" in told.notes[0]
 
 
 def test_a_result_that_shows_something_else_keeps_its_own_pixels() -> None:

@@ -1,0 +1,131 @@
+"""Renditions of a cut-out, put beside it: all of them or none, and nothing is overwritten."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from bgremover.core.errors import FileFault, Withdrawn
+from bgremover.core.job import Job
+from bgremover.core.naming import candidates
+from bgremover.core.recipe import Recipe, target_of
+from bgremover.edges.folders import Folders, NameTaken, Temp
+from bgremover.studio.intake import area
+from bgremover.studio.opening import NotDecoded
+from bgremover.studio.render import Sources
+from bgremover.workshop import Rendition, Workshop
+
+Opened = Callable[[], AbstractContextManager[BinaryIO]]
+
+
+@dataclass(frozen=True, slots=True)
+class Renditions:
+    """What was made: where each lies in the outbox, and what to know.
+
+    Args:
+        outputs: Their names.
+        notes: What was not done as asked; when something could not be made at all, nothing was.
+    """
+
+    outputs: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    temp: Temp
+    owner: str
+    target: str
+    done: Rendition
+
+
+class Renderer:
+    """Draws what the recipes ask for and publishes it.
+
+    Args:
+        workshop: Where it is drawn.
+        folders: Where it goes.
+    """
+
+    def __init__(self, workshop: Workshop, folders: Folders) -> None:
+        self._workshop = workshop
+        self._folders = folders
+
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """What is made of each cut-out."""
+        return self._workshop.craft.recipes
+
+    async def make(
+        self, job: Job, output: str, original: Opened, recipes: tuple[Recipe, ...] | None = None
+    ) -> Renditions:
+        """Make renditions of one cut-out.
+
+        Safe to call again after a kill: a rendition that lies there already counts as made.
+
+        Args:
+            job: Whose cut-out it is.
+            output: Where it lies in the outbox.
+            original: Opens the original; raises `Withdrawn` or `FileFault` when it is not there.
+            recipes: What is wanted; None: all that the configuration asks for.
+
+        Raises:
+            LocalFault: This machine cannot do it now.
+        """
+        drawn: list[_Drawn] = []
+        try:
+            for number, recipe in enumerate(self.recipes if recipes is None else recipes):
+                owner = f"{job.id}-{number}"
+                drawn.append(await self._draw(job, output, original, recipe, owner))
+            outputs = [await asyncio.to_thread(self._publish, one) for one in drawn]
+        except (NotDecoded, FileFault, Withdrawn, OSError) as fault:
+            return Renditions(notes=(f"no renditions: {fault}",))
+        finally:
+            for one in drawn:
+                await asyncio.to_thread(one.temp.remove)
+        notes = tuple(one.done.note for one in drawn if one.done.note)
+        return Renditions(tuple(outputs), notes)
+
+    async def _draw(
+        self, job: Job, output: str, original: Opened, recipe: Recipe, owner: str
+    ) -> _Drawn:
+        target = target_of(recipe, output)
+        with ExitStack() as stack:
+            sources = await asyncio.to_thread(self._sources, stack, job, output, original, recipe)
+            temp = await asyncio.to_thread(self._folders.temp, target, owner)
+            try:
+                done = await self._workshop.render(recipe, sources, temp.file)
+                await asyncio.to_thread(temp.keep)
+            except BaseException:
+                await asyncio.to_thread(temp.remove)
+                raise
+        return _Drawn(temp, owner, target, done)
+
+    def _sources(
+        self, stack: ExitStack, job: Job, output: str, original: Opened, recipe: Recipe
+    ) -> Sources:
+        master = self._folders.cut_out(output)
+        if master is None:
+            raise FileNotFoundError(f"{output} is no longer in the outbox")
+        stack.enter_context(master)
+        shown = file = None
+        if recipe.show == "original":
+            file = stack.enter_context(original())
+        elif recipe.iptc:
+            with contextlib.suppress(Withdrawn, FileFault):  # only its metadata would be kept
+                file = stack.enter_context(original())
+        if isinstance(recipe.background, str):
+            shown = stack.enter_context(open(recipe.background, "rb"))  # noqa: SIM115 - the stack
+        form = job.picture.format if job.picture else ""
+        return Sources(master, file, form, shown, area(shown)[0] if shown else "")
+
+    def _publish(self, drawn: _Drawn) -> str:
+        for name in candidates(drawn.target, self._folders.longest_name()):
+            with contextlib.suppress(NameTaken):
+                self._folders.publish(drawn.owner, name)
+                return name
+            if self._folders.verify_published(name, drawn.done.sha256, drawn.done.size):
+                return name
+        raise AssertionError("there is always another name")

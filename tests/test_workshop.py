@@ -1,0 +1,192 @@
+"""Picture work runs side by side while memory allows, and each fault gets its blame."""
+
+import asyncio
+import io
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from bgremover.core.errors import BrokenResult, DiskFull, Truncated, Vanished
+from bgremover.core.recipe import recipe_of
+from bgremover.studio.finish import Options
+from bgremover.studio.intake import Limits
+from bgremover.studio.render import Sources
+from bgremover.workshop import Craft, Memory, Workshop
+from tests.site import photo, until
+
+SIZE = (96, 72)
+
+
+def shop(tmp_path: Path) -> Workshop:
+    return Workshop(
+        Craft(
+            limits=Limits(10_000_000),
+            resolution="original",
+            finish=Options(),
+            recipes=(),
+            memory=1_000_000_000,
+            scratch=str(tmp_path),
+        )
+    )
+
+
+def opening(data: bytes) -> Callable[[], BinaryIO]:
+    return lambda: io.BytesIO(data)
+
+
+def result(size: tuple[int, int] = SIZE) -> bytes:
+    image = Image.new("RGBA", size)
+    width, height = size
+    box = (width // 4, height // 8, width * 3 // 4, height * 7 // 8)
+    ImageDraw.Draw(image).ellipse(box, fill=(200, 60, 40, 255))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 150), min_size=1, max_size=12))
+@example([60, 60, 10])
+@example([150, 1])
+def test_never_more_is_taken_than_there_is_but_for_one_that_is_too_large(sizes: list[int]) -> None:
+    memory, lock, inside, seen = Memory(100), threading.Lock(), list[int](), list[list[int]]()
+
+    def work(size: int) -> None:
+        with memory.taken(size):
+            with lock:
+                inside.append(size)
+                seen.append(list(inside))
+            with lock:
+                inside.remove(size)
+
+    with ThreadPoolExecutor(len(sizes)) as pool:
+        list(pool.map(work, sizes))
+    assert len(seen) == len(sizes)  # each had its turn
+    assert all(sum(taken) <= 100 or len([one for one in taken if one]) == 1 for taken in seen)
+
+
+def test_what_fits_runs_side_by_side() -> None:
+    memory, together = Memory(100), threading.Barrier(2, timeout=10)
+
+    def work() -> int:
+        with memory.taken(50):
+            return together.wait()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(one.result() for one in [pool.submit(work), pool.submit(work)]) == [0, 1]
+
+
+def test_who_asks_first_is_let_in_first() -> None:
+    memory, order = Memory(100), list[int]()
+
+    def work(number: int, size: int) -> None:
+        with memory.taken(size):
+            order.append(number)
+
+    with ThreadPoolExecutor(2) as pool, ExitStack() as held:
+        held.enter_context(memory.taken(60))
+        large = pool.submit(work, 1, 90)
+        until(lambda: len(memory._turns) == 1)
+        small = pool.submit(work, 2, 30)  # it would fit beside what is held
+        until(lambda: len(memory._turns) == 2)
+        held.close()
+        large.result(10)
+        small.result(10)
+    assert order == [1, 2]
+
+
+# --- the work -----------------------------------------------------------------------------------
+
+
+def test_a_picture_is_looked_at_and_sent_as_it_is(tmp_path: Path) -> None:
+    data = photo()
+
+    async def work() -> tuple[bytes, str, str]:
+        work = shop(tmp_path)
+        picture = await work.look(opening(data))
+        assert (picture.format, picture.width, picture.height) == ("JPEG", *SIZE)
+        with (tmp_path / "a.jpg").open("w+b") as file:
+            file.write(data)
+            file.seek(0)
+            async with work.upload(file, picture, "a.jpg") as upload:
+                return upload.file.read(), upload.name, upload.media_type
+
+    assert asyncio.run(work()) == (data, "a.jpg", "image/jpeg")
+
+
+def test_what_the_api_does_not_take_is_converted(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(photo())).save(buffer, "TIFF")
+
+    async def work() -> tuple[str, str, int, bytes]:
+        work = shop(tmp_path)
+        picture = await work.look(opening(buffer.getvalue()))
+        async with work.upload(io.BytesIO(buffer.getvalue()), picture, "a.b.tif") as upload:
+            upload.file.seek(0)
+            return upload.name, upload.media_type, upload.size, upload.file.read()
+
+    name, media_type, size, sent = asyncio.run(work())
+    assert (name, media_type) == ("a.b.png", "image/png")
+    assert len(sent) == size
+    assert Image.open(io.BytesIO(sent)).size == SIZE
+
+
+def test_a_picture_that_is_cut_off_is_the_fault_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(Truncated):
+        asyncio.run(shop(tmp_path).look(opening(photo()[:700])))
+
+
+def cut(tmp_path: Path, original: Callable[[], BinaryIO], came: bytes) -> tuple[int, int]:
+    async def work() -> tuple[int, int]:
+        work = shop(tmp_path)
+        picture = await work.look(opening(photo()))
+        into = io.BytesIO()
+        made = await work.cut_out(original, picture, io.BytesIO(came), into)
+        assert made.size == len(into.getvalue())
+        return Image.open(into).size
+
+    return asyncio.run(work())
+
+
+def test_a_cut_out_has_the_size_of_the_original(tmp_path: Path) -> None:
+    assert cut(tmp_path, opening(photo()), result((48, 36))) == SIZE
+
+
+def test_without_the_original_the_result_is_kept(tmp_path: Path) -> None:
+    def gone() -> BinaryIO:
+        raise Vanished("a.jpg is no longer there")
+
+    assert cut(tmp_path, gone, result((48, 36))) == (48, 36)
+
+
+def test_a_result_that_is_no_picture_is_broken(tmp_path: Path) -> None:
+    with pytest.raises(BrokenResult):
+        cut(tmp_path, opening(photo()), b"nothing")
+
+
+class Full(io.BytesIO):
+    def write(self, _data: object) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_is_the_fault_of_this_machine(tmp_path: Path) -> None:
+    async def work() -> None:
+        work = shop(tmp_path)
+        picture = await work.look(opening(photo()))
+        await work.cut_out(opening(photo()), picture, io.BytesIO(result()), Full())
+
+    with pytest.raises(DiskFull):
+        asyncio.run(work())
+    drawing = shop(tmp_path).render(recipe_of("thumb"), Sources(io.BytesIO(result())), Full())
+    with pytest.raises(DiskFull):
+        asyncio.run(drawing)
