@@ -2,21 +2,34 @@
 
 Events are hints, the folder is the truth: hinted paths are looked at, and a sweep at the start,
 every `rescan_seconds` and after any doubt finds the rest. Only `ROOM` files are watched at a time
-until they settle; the others simply lie in the inbox and are found by a later sweep.
+until they settle; the others simply lie in the inbox, are counted, and are found by a later sweep.
+
+What a sweep finds although an event should have told of it was missed. That is counted, and the
+next sweeps come sooner.
 """
 
 import asyncio
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import structlog
 
 from bgremover.core.errors import LocalFault
 from bgremover.core.job import Identity
 from bgremover.core.naming import printable
-from bgremover.core.settling import Patience, Watched, cut_off, look_later, settled, sighted
-from bgremover.edges.inbox import Inbox, Sighting
+from bgremover.core.settling import (
+    Patience,
+    Watched,
+    cut_off,
+    look_later,
+    next_sweep,
+    settled,
+    sighted,
+)
+from bgremover.core.terms import FILE
+from bgremover.edges.inbox import Inbox, Sighting, Sweep
 from bgremover.timing import Bell, Clock
 
 log = structlog.get_logger()
@@ -24,6 +37,39 @@ log = structlog.get_logger()
 ROOM = 4096
 HINTS = 20_000
 LEAST_SWEEP_GAP = 1.0
+SWEEP_SHARE = 1.0
+"""How many times as long as it took a sweep is waited for until the next one, at least."""
+EVENT_SECONDS = 1.0
+"""How long an event may be under way; a file that is older and was not told of was missed."""
+
+EVERYTHING = ("",)
+
+
+@dataclass(frozen=True, slots=True)
+class Rhythm:
+    """How often is swept, in seconds.
+
+    Args:
+        sweep_seconds: Between two sweeps of the whole inbox, where events can be trusted.
+        poll_seconds: The same after events were missed, and where there are none.
+        polled: The folders where there are none, as "nas/"; "" is the whole inbox.
+        events: Whether anybody watches.
+    """
+
+    sweep_seconds: float
+    poll_seconds: float
+    polled: tuple[str, ...] = ()
+    events: bool = False
+
+    @property
+    def longest(self) -> float:
+        """Seconds between two sweeps of the whole inbox, at most."""
+        return self.shortest if "" in self.polled else self.sweep_seconds
+
+    @property
+    def shortest(self) -> float:
+        """Seconds between two sweeps, at least."""
+        return min(self.poll_seconds, self.sweep_seconds)
 
 
 class Intake:
@@ -34,7 +80,7 @@ class Intake:
         patience: When a file counts as settled.
         clock: Both clocks.
         claim: Called with a settled file; says whether it was taken.
-        sweep_seconds: How often the folder is swept.
+        rhythm: How often the folder is swept.
         trust_ctime: Whether change times are of this machine's clock: local file systems only.
     """
 
@@ -45,13 +91,13 @@ class Intake:
         clock: Clock,
         claim: Callable[[Sighting], bool],
         *,
-        sweep_seconds: float,
+        rhythm: Rhythm,
         trust_ctime: bool,
     ) -> None:
         self.bell = Bell()
         self._inbox = inbox
         self._patience = patience
-        self._sweep_seconds = sweep_seconds
+        self._rhythm = rhythm
         self._trust_ctime = trust_ctime
         self._clock = clock
         self._claim = claim
@@ -61,27 +107,41 @@ class Intake:
         self._claimed: dict[str, Watched | None] = {}
         self._done: set[int] = set()
         self._hints: dict[str, None] = {}
+        self._interval = rhythm.longest
         self._sweep_at = float("-inf")
+        self._poll_at = float("inf")
         self._last_sweep = float("-inf")
+        self._ended = clock.steady()
         self._more = True
-        self._told: set[str] = set()
+        self._all_seen = False
+        self._wished = False
+        self._told: set[tuple[str, str]] = set()
         self.folders = 0
+        self.lying = 0
+        self.sweeps = 0
+        self.missed = 0
+        self.last_sweep_seconds = 0.0
 
     # --- what others tell -------------------------------------------------------------------
 
-    def set_sweep_seconds(self, seconds: float) -> None:
-        """Sweep at least this often from now on."""
-        if seconds != self._sweep_seconds:
-            self._sweep_seconds = seconds
-            self._sweep_at = min(self._sweep_at, self._last_sweep + seconds)
-            self.bell.ring()
+    def set_rhythm(self, rhythm: Rhythm) -> None:
+        """Sweep this often from now on: the watching has changed, or begun anew."""
+        # What came while nobody watched was not missed: no event should have told of it.
+        self._all_seen = False
+        self._rhythm = rhythm
+        self._interval = min(self._interval, rhythm.longest)
+        self._sweep_at = min(self._sweep_at, self._last_sweep + self._interval)
+        self._set_poll()
+        self.bell.ring()
 
     def hint(self, path: str) -> None:
         """Something happened to `path`: look at it."""
-        if len(self._hints) < HINTS:
+        if path.rpartition("/")[2] == FILE:
+            self._unsure()  # other files may count now
+        elif len(self._hints) < HINTS:
             self._hints[path] = None
         else:
-            self._wish_sweep()
+            self._unsure()
         self.bell.ring()
 
     def doubt(self, _reason: str) -> None:
@@ -89,8 +149,19 @@ class Intake:
         self._wish_sweep()
         self.bell.ring()
 
+    def _unsure(self) -> None:
+        self._all_seen = False
+        self._wish_sweep()
+
     def _wish_sweep(self) -> None:
-        self._sweep_at = min(self._sweep_at, self._last_sweep + LEAST_SWEEP_GAP)
+        self._wished = True
+        self._sweep_at = min(self._sweep_at, self._last_sweep + self._gap)
+
+    @property
+    def _gap(self) -> float:
+        # Of a million files, or on a slow share, a sweep takes minutes: doubts must not make it
+        # sweep without end.
+        return max(LEAST_SWEEP_GAP, SWEEP_SHARE * self.last_sweep_seconds)
 
     def resume(self, path: str) -> None:
         """Take note that a job from an earlier run has claimed `path`."""
@@ -131,7 +202,28 @@ class Intake:
     @property
     def waiting(self) -> int:
         """How many files are known that wait to settle or to be claimed."""
+        return self._held + self.lying
+
+    @property
+    def _held(self) -> int:
         return len(self._watched) + len(self._settled)
+
+    @property
+    def oldest_waiting_seconds(self) -> float:
+        """For how long the file that is watched longest has been unchanged, in seconds."""
+        claims = (self._claimed.get(one.path) for one in self._settled)
+        since = [one.since for one in (*self._watched.values(), *claims) if one is not None]
+        return max(0.0, self._clock.steady() - min(since)) if since else 0.0
+
+    @property
+    def sweep_seconds(self) -> float:
+        """The time between two sweeps of the whole inbox as it is now, in seconds."""
+        return self._interval
+
+    @property
+    def sweep_age(self) -> float:
+        """Seconds since the last sweep of the whole inbox ended, or since the start."""
+        return self._clock.steady() - self._ended
 
     @property
     def idle(self) -> bool:
@@ -160,40 +252,82 @@ class Intake:
         self._offer()
         if self._sweep_is_due():
             await self._sweep()
+        elif self._clock.steady() >= self._poll_at:
+            await self._poll()
 
     def _next_moment(self) -> float:
-        moments = [self._sweep_at]
+        moments = [self._sweep_at, self._poll_at]
         if self._more and self._has_room():
-            moments.append(self._last_sweep + LEAST_SWEEP_GAP)
+            moments.append(self._last_sweep + self._gap)
         if self._due:
             moments.append(self._due[0][0])
         return min(moments)
 
     def _has_room(self) -> bool:
-        return self.waiting < ROOM // 2
+        return self._held < ROOM // 2
 
     def _sweep_is_due(self) -> bool:
         now = self._clock.steady()
-        early = now < self._last_sweep + LEAST_SWEEP_GAP
+        early = now < self._last_sweep + self._gap
         return not early and (now >= self._sweep_at or (self._more and self._has_room()))
 
     async def _sweep(self) -> None:
-        room = max(0, ROOM - self.waiting)
-        try:
-            sweep = await asyncio.to_thread(self._inbox.sweep, self._is_known, room)
-        except LocalFault:
+        began, wall = self._clock.steady(), self._clock.wall()
+        self._wished = False
+        sweep = await self._swept(EVERYTHING)
+        now = self._clock.steady()
+        if sweep is None:
             # The lookout sees it too, and pauses the line. Nothing counts as deleted.
-            self._swept(more=True)
-            return
-        self.folders = sweep.folders
+            self._more, self._all_seen = True, False
+        else:
+            self._count_missed(sweep, wall)
+            self.folders, self.lying, self._more = sweep.folders, sweep.more, bool(sweep.more)
+            self._all_seen = not (sweep.more or self._wished)
+            self.sweeps += 1
+        self.last_sweep_seconds = now - began
+        self._last_sweep = self._ended = now
+        # What was doubted meanwhile may lie where it had swept already.
+        self._sweep_at = now + (self._gap if self._wished else self._interval)
+        self._set_poll()
+
+    async def _poll(self) -> None:
+        """Sweep the folders where there are no events; the others are left to the events."""
+        sweep = await self._swept(self._rhythm.polled)
+        self._more = self._more or bool(sweep and sweep.more)
+        self._set_poll()
+
+    def _set_poll(self) -> None:
+        polls = self._rhythm.polled and "" not in self._rhythm.polled
+        self._poll_at = self._clock.steady() + self._rhythm.poll_seconds if polls else float("inf")
+
+    async def _swept(self, folders: tuple[str, ...]) -> Sweep | None:
+        room = max(0, ROOM - self._held)
+        try:
+            sweep = await asyncio.to_thread(self._inbox.sweep, self._is_known, room, folders)
+        except LocalFault:
+            return None
         self._tell_oddities(sweep.odd)
         self._notice(sweep.sightings)
-        self._swept(more=sweep.more)
+        return sweep
 
-    def _swept(self, *, more: bool) -> None:
-        self._more = more
-        self._last_sweep = self._clock.steady()
-        self._sweep_at = self._last_sweep + self._sweep_seconds
+    def _count_missed(self, sweep: Sweep, began: float) -> None:
+        missed = sum(self._was_missed(one, began) for one in sweep.sightings)
+        before, rhythm = self._interval, self._rhythm
+        self._interval = next_sweep(before, rhythm.shortest, rhythm.longest, missed=missed)
+        self.missed += missed
+        if missed:
+            log.warning("watch.missed", files=missed, all=self.missed, sweep_seconds=self._interval)
+
+    def _was_missed(self, one: Sighting, began: float) -> bool:
+        """Tell whether an event should have told of a file that a sweep found; `began` is wall."""
+        # Nothing else was left over from the last sweep: it came since, by whatever way.
+        if not self._all_seen or not self._is_told_of(one.path) or one.path in self._hints:
+            return False
+        return one.identity.ctime_ns / 1e9 < began - EVENT_SECONDS
+
+    def _is_told_of(self, path: str) -> bool:
+        told = self._rhythm.events and self._trust_ctime
+        return told and not any(path.startswith(folder) for folder in self._rhythm.polled)
 
     def _is_known(self, path: str, identity: Identity) -> bool:
         return (
@@ -204,16 +338,19 @@ class Intake:
 
     def _tell_oddities(self, odd: Iterable[tuple[str, str]]) -> None:
         for path, why in odd:
-            if path not in self._told:
-                self._told.add(path)
+            if (path, why) not in self._told:
+                self._told.add((path, why))
                 log.warning("image.ignored", file=printable(path), why=why)
 
     async def _look_at_hints(self) -> None:
-        if not self._hints or self.waiting >= ROOM:
-            self._more = self._more or bool(self._hints)
-            self._hints.clear()
+        if not self._hints:
             return
-        hints, self._hints = self._hints, {}
+        room = max(0, ROOM - self._held)
+        hints, self._hints = list(self._hints), {}
+        if len(hints) > room:
+            del hints[room:]
+            self._more = True
+            self._unsure()
         sightings = await asyncio.to_thread(self._inbox.look, tuple(hints))
         self._notice(one for one in sightings if not self._is_known(one.path, one.identity))
 
@@ -234,13 +371,13 @@ class Intake:
         due = self._take_due()
         if not due:
             return
+        began = self._clock.steady()
         sightings = await asyncio.to_thread(self._inbox.look, tuple(due), leases=True)
         found = {one.path: one for one in sightings}
-        now = self._clock.steady()
         for path in due:
             watched = self._watched.pop(path, None)
             if watched is not None and path in found:
-                self._consider(watched, found[path], now)
+                self._consider(watched, found[path], began)
 
     def _take_due(self) -> list[str]:
         now, due = self._clock.steady(), dict[str, None]()
@@ -251,9 +388,11 @@ class Intake:
                 due[path] = None
         return list(due)
 
-    def _consider(self, watched: Watched, one: Sighting, now: float) -> None:
+    def _consider(self, watched: Watched, one: Sighting, began: float) -> None:
+        now = self._clock.steady()
         watched = self._sighted(watched, one, now)
-        if settled(watched, now, self._patience, closed=one.closed, whole=None):
+        # It was looked at between the two moments: it is unchanged until the first one at least.
+        if settled(watched, began, self._patience, closed=one.closed, whole=one.whole):
             self._settled.append(one)
             self._claimed[one.path] = watched
         else:

@@ -5,6 +5,7 @@ still the folder it was and whether the threads that bring events live, and star
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -15,7 +16,7 @@ from bgremover.core.errors import FolderLost, LocalFault
 from bgremover.edges import mounts
 from bgremover.edges.inbox import Inbox
 from bgremover.edges.watcher import Watcher
-from bgremover.intake import Intake
+from bgremover.intake import EVERYTHING, Intake, Rhythm
 
 log = structlog.get_logger()
 
@@ -54,6 +55,22 @@ class Eyes(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What is watched: device and inode of the inbox, and the mounts that it shows."""
+
+    root: tuple[int, int]
+    shown: tuple[mounts.Mount, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Untold:
+    """Folders without events, as "nas/" ("" is the whole inbox), and why there are none."""
+
+    folders: tuple[str, ...] = ()
+    why: str | None = None
+
+
 class Lookout:
     """Keeps the intake supplied with hints.
 
@@ -62,17 +79,33 @@ class Lookout:
         intake: Who is told.
         watching: The settings.
         trouble: Called with the fault when the inbox is lost, with None when it is there.
+        read_mounts: Returns the mounts of this machine.
     """
 
-    def __init__(self, inbox: Inbox, intake: Intake, watching: Watching, trouble: Trouble) -> None:
+    def __init__(
+        self,
+        inbox: Inbox,
+        intake: Intake,
+        watching: Watching,
+        trouble: Trouble,
+        read_mounts: Callable[[], tuple[mounts.Mount, ...]] = mounts.read_mounts,
+    ) -> None:
         self._inbox = inbox
         self._intake = intake
         self._watching = watching
         self._trouble = trouble
+        self._read_mounts = read_mounts
         self._watcher: Eyes | None = None
-        self._root: tuple[int, int] | None = None
-        self._degraded: str | None = None
+        self._ground: _Ground | None = None
+        self._untold = _Untold()
+        self._degraded = _Untold()
+        self._suspected_at: int | None = None
         self._lost = False
+
+    @property
+    def lost(self) -> bool:
+        """Whether the inbox is not there."""
+        return self._lost
 
     @property
     def ailment(self) -> str | None:
@@ -94,7 +127,7 @@ class Lookout:
     async def look(self) -> None:
         """See whether the inbox is there and watched, and mend what is not."""
         try:
-            root = await asyncio.to_thread(self._inbox.root_identity)
+            ground = await asyncio.to_thread(self._look_at_ground)
         except LocalFault as fault:
             await self._lose(fault)
             return
@@ -102,43 +135,55 @@ class Lookout:
             self._lost = False
             log.info("watch.restored", file=self._inbox.root)
         self._trouble(None)
-        if root != self._root:
-            await self._arm(root)
+        if ground != self._ground:
+            await self._arm(ground)
         elif self._watcher is not None and (why := self._watcher.ailing()):
             log.warning("watch.degraded", why=why, hint="it is started anew")
-            await self._arm(root)
+            await self._arm(ground)
         elif self._watcher is not None:
             self._compare_watches(self._watcher)
+
+    def _look_at_ground(self) -> _Ground:
+        root = self._inbox.root_identity()
+        return _Ground(root, mounts.mounts_under(self._inbox.root, self._read_mounts()))
 
     async def _lose(self, fault: LocalFault) -> None:
         if not self._lost:
             self._lost = True
             log.error("watch.lost", message=fault.message, hint=fault.hint)
             await self.stop()
-            self._root = None
+            self._ground = None
         self._trouble(FolderLost(fault.message))
 
-    async def _arm(self, root: tuple[int, int]) -> None:
+    async def _arm(self, ground: _Ground) -> None:
         await self.stop()
-        self._root = root
-        why = await asyncio.to_thread(self._why_sweep)
-        if why is None:
+        self._ground, self._suspected_at = ground, None
+        self._untold = self._without_events(ground)
+        if self._untold.folders != EVERYTHING:
             loop = asyncio.get_running_loop()
             why = await asyncio.to_thread(self._start_watcher, loop)
-        self._degrade(why)
+            if why is not None:
+                self._untold = _Untold(EVERYTHING, why)
+        self._degrade(self._untold)
+        self._set_rhythm()
         # What happened while nobody watched is found by the sweep.
         self._intake.doubt("watching anew")
 
-    def _why_sweep(self) -> str | None:
+    def _without_events(self, ground: _Ground) -> _Untold:
         if self._watching.backend == "polling":
-            return "watch.backend is polling"
+            return _Untold(EVERYTHING, "watch.backend is polling")
         if self._watching.backend == "native":
-            return None
-        below = mounts.mounts_under(self._inbox.root, mounts.read_mounts())
-        untold = [mount for mount in below if not mounts.trustworthy(mount.fs_type)]
-        if not untold:
-            return None
-        return f"{untold[0].point} is {untold[0].fs_type}, where others' changes make no events"
+            return _Untold()
+        untold = [mount for mount in ground.shown if not mounts.trustworthy(mount.fs_type)]
+        folders = sorted({self._folder_of(mount) for mount in untold})
+        outermost = [one for one in folders if not _lies_in_another(one, folders)]
+        why = ", ".join(f"{mount.point} is {mount.fs_type}" for mount in untold)
+        words = f"{why}: changes made elsewhere make no events there" if untold else None
+        return _Untold(tuple(outermost), words)
+
+    def _folder_of(self, mount: mounts.Mount) -> str:
+        inside = os.path.join(self._inbox.root, "")
+        return f"{mount.point[len(inside) :]}/" if mount.point.startswith(inside) else ""
 
     def _start_watcher(self, loop: asyncio.AbstractEventLoop) -> str | None:
         watcher = Watcher(
@@ -157,18 +202,48 @@ class Lookout:
     def _compare_watches(self, watcher: Eyes) -> None:
         # watchdog swallows the kernel's refusal to watch a sub-folder.
         count, folders = watcher.watch_count(), self._intake.folders
-        if self._watching.recursive and count is not None and count < folders:
-            self._degrade(f"{count} of {folders} folders are watched: {LIMIT_HINT}")
-        elif self._degraded is not None and count is not None:
-            self._degrade(None)
+        if not self._watching.recursive or count is None:
+            return
+        if count >= folders:
+            self._suspected_at = None
+            self._change(self._untold)
+        elif self._suspected_at is None:
+            # Folders may have gone since they were counted: count them anew before it is told.
+            self._suspected_at = self._intake.sweeps
+            self._intake.doubt("fewer folders are watched than there are")
+        elif self._intake.sweeps > self._suspected_at:
+            why = f"{count:,} of {folders:,} folders are watched: {LIMIT_HINT}"
+            self._change(_Untold(EVERYTHING, why))
 
-    def _degrade(self, why: str | None) -> None:
-        told = why is not None and why != self._degraded
-        self._degraded = why
-        native, polling = self._watching.rescan_seconds, self._watching.poll_seconds
-        self._intake.set_sweep_seconds(native if why is None else min(native, polling))
-        if told:
-            log.warning("watch.degraded", why=why, sweep_seconds=min(native, polling))
+    def _change(self, untold: _Untold) -> None:
+        if untold != self._degraded:
+            self._degrade(untold)
+            self._set_rhythm()
+
+    def _degrade(self, untold: _Untold) -> None:
+        if untold.why is not None and untold.why != self._degraded.why:
+            log.warning(
+                "watch.degraded",
+                why=untold.why,
+                folders=[folder or "." for folder in untold.folders],
+                sweep_seconds=self._watching.poll_seconds,
+            )
+        self._degraded = untold
+
+    def _set_rhythm(self) -> None:
+        watching = self._watching
+        self._intake.set_rhythm(
+            Rhythm(
+                watching.rescan_seconds,
+                watching.poll_seconds,
+                self._degraded.folders,
+                events=self._watcher is not None,
+            )
+        )
+
+
+def _lies_in_another(folder: str, folders: list[str]) -> bool:
+    return any(folder != other and folder.startswith(other) for other in folders)
 
 
 def _call(loop: asyncio.AbstractEventLoop, function: Callable[[str], None], argument: str) -> None:

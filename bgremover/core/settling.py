@@ -23,7 +23,8 @@ _MOST_DOUBLINGS = 30  # 2.0 ** 1024 does not fit a float, and patience may last 
 class Patience:
     """How long is waited, in seconds.
 
-    `closed_seconds` replaces `settle_seconds` for a file that is certainly closed and whole.
+    `closed_seconds` replaces `settle_seconds` for a file that is certainly closed and whole; the
+    first look is that early. It is not longer, and equal where neither can be known.
     """
 
     settle_seconds: float
@@ -67,7 +68,7 @@ def sighted(
     if before is not None and before.identity == identity:
         return before
     since = now - max(0.0, quiet)
-    return Watched(identity, since, max(now, since + patience.settle_seconds))
+    return Watched(identity, since, max(now, since + patience.closed_seconds))
 
 
 def settled(
@@ -91,9 +92,9 @@ def settled(
 
 def look_later(watched: Watched, now: float, patience: Patience) -> Watched:
     """Return the file with its next look: not settled yet, or open for writing."""
-    settles = watched.since + patience.settle_seconds
-    wait = max(LEAST_WAIT, patience.settle_seconds)
-    return replace(watched, look_at=settles if settles > now else now + wait)
+    early, late = watched.since + patience.closed_seconds, watched.since + patience.settle_seconds
+    again = now + max(LEAST_WAIT, patience.settle_seconds)
+    return replace(watched, look_at=next((one for one in (early, late) if one > now), again))
 
 
 def cut_off(watched: Watched, now: float, patience: Patience) -> Watched | None:
@@ -109,3 +110,18 @@ def cut_off(watched: Watched, now: float, patience: Patience) -> Watched | None:
     first = max(LEAST_WAIT, patience.settle_seconds)
     wait = min(first * 2.0 ** min(watched.waits, _MOST_DOUBLINGS), LONGEST_WAIT)
     return replace(watched, look_at=min(now + wait, end), waits=watched.waits + 1)
+
+
+def next_sweep(interval: float, shortest: float, longest: float, *, missed: int) -> float:
+    """Return the seconds until the next sweep.
+
+    Events that did not come are the one proof that they cannot be trusted: an overlay changed
+    underneath and a queue that overflowed look like any other folder.
+
+    Args:
+        interval: The seconds before this sweep.
+        shortest: How soon is swept after events were missed.
+        longest: How late is swept while none are.
+        missed: How many files this sweep found that an event should have told of.
+    """
+    return min(shortest if missed else 2 * interval, longest)

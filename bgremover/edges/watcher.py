@@ -81,7 +81,7 @@ class Watcher:
         self._recursive = recursive
         self._doubt = _harmless(on_doubt)
         self._handler = _Handler(self._root, on_path, self._doubt, recursive=recursive)
-        self._losses = _Losses(self._doubt)
+        self._losses = _Losses(self._doubt, self._await_rebuild)
         self._observer: BaseObserver | None = None
 
     def start(self) -> None:
@@ -125,6 +125,14 @@ class Watcher:
             _end(observer)
         else:
             ending.join(limit)
+
+    def _await_rebuild(self) -> None:
+        # On a busy machine, or with many folders, watching anew takes longer than any fixed time.
+        observer = self._observer
+        for emitter in observer.emitters.copy() if observer is not None else ():
+            lock = getattr(getattr(emitter, "_inotify", None), "_lock", None)
+            with lock or contextlib.nullcontext():
+                pass
 
     def ailing(self) -> str | None:
         """Say in words why events can no longer be relied on; None while they can.
@@ -242,12 +250,18 @@ class _Losses(logging.Handler):
     """Hears watchdog say that the kernel's event queue overflowed, and doubts twice.
 
     The first doubt finds what was lost, the second what arrived while the folders were being
-    watched anew.
+    watched anew; `await_rebuild` returns when they are.
     """
 
-    def __init__(self, on_doubt: Tell, again_seconds: float = REBUILD_SECONDS) -> None:
+    def __init__(
+        self,
+        on_doubt: Tell,
+        await_rebuild: Callable[[], None],
+        again_seconds: float = REBUILD_SECONDS,
+    ) -> None:
         super().__init__(logging.WARNING)
         self._on_doubt = on_doubt
+        self._await_rebuild = await_rebuild
         self._again_seconds = again_seconds
         self._again: threading.Timer | None = None
         self._listens = False
@@ -278,7 +292,11 @@ class _Losses(logging.Handler):
         self._on_doubt(f"events were lost: {record.getMessage()}")
         if self._again is not None:
             self._again.cancel()
-        self._again = threading.Timer(self._again_seconds, self._on_doubt, ["events were lost"])
+        self._again = threading.Timer(self._again_seconds, self._doubt_again)
         self._again.daemon = True
         with contextlib.suppress(RuntimeError):  # No thread can be started: one doubt must do.
             self._again.start()
+
+    def _doubt_again(self) -> None:
+        self._await_rebuild()
+        self._on_doubt("events were lost")

@@ -60,7 +60,7 @@ def test_an_image_that_kills_the_program_three_times_is_quarantined(
     site = Site(tmp_path, sandbox.url)
     path = site.drop("poison.jpg", photo(1))
     for _ in range(3):
-        killed = under_strace(site, "read:signal=KILL:when=1", path)
+        killed = under_strace(site, "read:signal=KILL:when=3", path)
         assert killed.returncode != 0
         assert path.exists()
     done = site.command("once")

@@ -398,6 +398,17 @@ def test_a_real_overflow_is_doubted_twice_and_the_folders_are_watched_anew(place
         assert watcher.ailing() is None
 
 
+def test_the_second_doubt_waits_until_the_folders_are_watched_anew(place: Place) -> None:
+    with place.watched() as watcher:
+        watcher._losses._again_seconds = 0.01
+        with watcher._observer.emitters.copy().pop()._inotify._lock:  # type: ignore[union-attr]
+            logging.getLogger(LOSSES).warning(OVERFLOW)
+            place.ears.doubts_that("overflow")
+            watcher._losses._again.join(0.2)  # type: ignore[union-attr]
+            assert place.ears.doubts[-1] != "events were lost"
+        until(lambda: place.ears.doubts[-1] == "events were lost")
+
+
 def test_the_warning_is_heard_by_every_watcher_and_by_none_that_has_stopped(
     place: Place, tmp_path: Path
 ) -> None:
@@ -428,9 +439,13 @@ def test_the_warning_is_heard_whatever_is_logged(place: Place, level: int) -> No
         root.setLevel(before)
 
 
+def nothing_to_wait_for() -> None:
+    pass
+
+
 def test_after_a_while_it_is_doubted_once_more() -> None:
     ears = Ears()
-    losses = watching._Losses(ears.doubts.append, again_seconds=0.02)
+    losses = watching._Losses(ears.doubts.append, nothing_to_wait_for, again_seconds=0.02)
     losses.listen()
     try:
         for _ in range(3):
@@ -443,7 +458,7 @@ def test_after_a_while_it_is_doubted_once_more() -> None:
 
 def test_nothing_is_doubted_after_the_end() -> None:
     ears = Ears()
-    losses = watching._Losses(ears.doubts.append, again_seconds=0.0)
+    losses = watching._Losses(ears.doubts.append, nothing_to_wait_for, again_seconds=0.0)
     losses.listen()
     losses.close()
     losses.handle(logging.makeLogRecord({"msg": OVERFLOW, "levelno": logging.WARNING}))

@@ -1,0 +1,200 @@
+"""Is anything missed when very many files come at once, and how soon is it known?
+
+    python -m tests.benchmarks.burst [--files 50000] [--moved 20000] [--packed 20000] [--busy 4]
+
+Watches a temporary folder with the real observer and intake while a process of its own creates
+files as fast as it can, moves a folder's files in, and unpacks a tar; the last one beside threads
+that keep the interpreter busy. Nothing is claimed, so that memory shows what a backlog costs.
+Prints, for each burst, after how many seconds all were known, how many no event had told of, and
+the memory; judges nothing.
+"""
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bgremover.core.ignoring import Ignore
+from bgremover.core.settling import Patience
+from bgremover.edges.inbox import Inbox
+from bgremover.intake import Intake, Rhythm
+from bgremover.lookout import Lookout, Watching
+from bgremover.timing import Clock
+
+CREATE = """
+import os, sys
+for number in range(int(sys.argv[2])):
+    os.close(os.open(f"{sys.argv[1]}/{number:06}.jpg", os.O_WRONLY | os.O_CREAT))
+"""
+MOVE = """
+import os, sys
+for name in os.listdir(sys.argv[1]):
+    os.rename(f"{sys.argv[1]}/{name}", f"{sys.argv[2]}/{name}")
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What became of one burst: `seconds` after its end until all were known."""
+
+    files: int
+    burst_seconds: float
+    seconds: float
+    untold: int
+    megabytes: float
+    grown: float
+
+
+class Ground:
+    """A folder that is watched; `known` counts what the intake knows to wait there."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.root = place / "inbox"
+        self.root.mkdir()
+        inbox = Inbox(self.root, Ignore())
+        self.told = 0
+        self.intake = Intake(
+            inbox,
+            Patience(2.0, 0.5, 600.0),
+            Clock(),
+            lambda _: False,
+            rhythm=Rhythm(300.0, 5.0),
+            trust_ctime=True,
+        )
+        watching = Watching("native", recursive=True, poll_seconds=5.0, rescan_seconds=300.0)
+        self.lookout = Lookout(inbox, self.intake, watching, lambda _: None)
+
+    def known(self) -> int:
+        """Return how many files the intake knows of."""
+        return self.intake.waiting
+
+    async def burst(self, command: list[str], files: int, limit: float = 60.0) -> Found:
+        """Run `command`, which brings `files` files; wait until all are known."""
+        before, missed, memory = self.known(), self.intake.missed, resident()
+        began = time.monotonic()
+        process = await asyncio.create_subprocess_exec(*command)
+        await process.wait()
+        ended = time.monotonic()
+        end = before + files
+        while self.known() < end and time.monotonic() < ended + limit:  # noqa: ASYNC110 - measured
+            await asyncio.sleep(0.02)
+        done = time.monotonic()
+        if self.known() != before + files:
+            raise AssertionError(f"{self.known() - before} of {files} files are known")
+        return Found(
+            files,
+            ended - began,
+            done - ended,
+            self.intake.missed - missed,
+            resident(),
+            resident() - memory,
+        )
+
+
+def resident() -> float:
+    """Return the memory of this process, in megabytes."""
+    with open("/proc/self/statm", encoding="ascii") as numbers:
+        return int(numbers.read().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
+
+
+@contextmanager
+def busy(threads: int) -> Iterator[None]:
+    """Keep the interpreter busy with threads that never wait."""
+    end = threading.Event()
+
+    def work() -> None:
+        while not end.is_set():
+            sum(range(1000))
+
+    started = [threading.Thread(target=work) for _ in range(threads)]
+    for thread in started:
+        thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        for thread in started:
+            thread.join()
+
+
+def created(ground: Ground, files: int) -> list[str]:
+    """Return the command that creates files."""
+    (ground.root / "created").mkdir()
+    return [sys.executable, "-c", CREATE, str(ground.root / "created"), str(files)]
+
+
+def moved(ground: Ground, files: int) -> list[str]:
+    """Return the command that moves files in, one by one."""
+    source = ground.place / "source"
+    source.mkdir()
+    subprocess.run([sys.executable, "-c", CREATE, str(source), str(files)], check=True)
+    (ground.root / "moved").mkdir()
+    return [sys.executable, "-c", MOVE, str(source), str(ground.root / "moved")]
+
+
+def unpacked(ground: Ground, files: int) -> list[str]:
+    """Return the command that unpacks files."""
+    source, archive = ground.place / "packed", ground.place / "all.tar"
+    source.mkdir()
+    subprocess.run([sys.executable, "-c", CREATE, str(source), str(files)], check=True)
+    subprocess.run(["tar", "cf", str(archive), "-C", str(source), "."], check=True)
+    (ground.root / "unpacked").mkdir()
+    return ["tar", "xf", str(archive), "-C", str(ground.root / "unpacked")]
+
+
+Bring = Callable[[Ground, int], list[str]]
+
+
+async def measure(place: Path, bursts: Sequence[tuple[Bring, int, int]]) -> list[Found]:
+    """Let bursts happen, one after another: how, how many files, beside how many busy threads."""
+    ground, found = Ground(place), []
+    running = asyncio.create_task(ground.intake.run())
+    await ground.lookout.start()
+    try:
+        for bring, files, threads in bursts:
+            if files:
+                command = bring(ground, files)
+                await asyncio.sleep(1.5)  # the folder is watched by now
+                with busy(threads):
+                    found.append(await ground.burst(command, files))
+    finally:
+        await ground.lookout.stop()
+        running.cancel()
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--files", type=int, default=50_000)
+    parser.add_argument("--moved", type=int, default=20_000)
+    parser.add_argument("--packed", type=int, default=20_000)
+    parser.add_argument("--busy", type=int, default=4)
+    parser.add_argument("--folder", help="where; a tmpfs brings the fastest bursts")
+    options = parser.parse_args()
+    bursts: list[tuple[Bring, int, int]] = [
+        (created, options.files, 0),
+        (moved, options.moved, 0),
+        (unpacked, options.packed, options.busy),
+    ]
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        found = asyncio.run(measure(Path(name), bursts))
+    for (bring, _, _), one in zip(bursts, found, strict=True):
+        sys.stdout.write(
+            f"{one.files:,} {bring.__name__} in {one.burst_seconds:.1f} s: all known "
+            f"{one.seconds:.1f} s later, {one.untold:,} counted as missed, "
+            f"{one.megabytes:.0f} MB ({one.grown:+.0f} MB)\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
