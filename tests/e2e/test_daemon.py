@@ -255,6 +255,7 @@ def test_a_file_that_is_cut_off_is_waited_for_and_leaves_nothing_in_the_ledger(
             more.write(whole[len(whole) // 2 :])
         daemon.until_event("image.saved")
         assert daemon.end() == 0
-        assert daemon.events("image.released") == []
+        # Bytes that come while it is looked at are a change, and nothing else lets go of it.
+        assert {line["why"] for line in daemon.events("image.released")} <= {"replaced"}
     assert site.files(site.archive) == {"slow.jpg"}
     assert len(sandbox.state.payments) == 1

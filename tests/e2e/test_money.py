@@ -11,6 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
+from bgremover.core.job import Accepted
+from bgremover.core.verdict import resume_point
+from bgremover.edges.ledger import existing_ledger
 from bgremover.sandbox.app import SandboxOptions
 from bgremover.sandbox.server import RunningSandbox
 from tests.site import KEY, Site, photo, until
@@ -172,6 +175,13 @@ def test_an_expired_link_costs_one_new_call(tmp_path: Path) -> None:
         assert len(sandbox.state.payments) <= 2
 
 
+def accepted(site: Site) -> int:
+    """Count the images whose generation is in the ledger."""
+    with existing_ledger(site.state) as ledger:
+        jobs = ledger.unfinished() if ledger else []
+    return sum(isinstance(resume_point(job.state), Accepted) for job in jobs)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_an_asynchronous_generation_survives_the_end_of_the_program(
     tmp_path: Path, number: signal.Signals
@@ -181,7 +191,7 @@ def test_an_asynchronous_generation_survives_the_end_of_the_program(
         for name in ("a.jpg", "b.jpg"):
             site.drop(name, photo(ord(name[0])))
         with site.running() as daemon:
-            until(lambda: sandbox.state.polls > 0)
+            until(lambda: accepted(site) == 2)
             daemon.end(number)
         with site.running() as daemon:
             daemon.until_event("image.saved", 2)

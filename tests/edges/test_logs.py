@@ -32,7 +32,7 @@ def _pipe_ended() -> Iterator[None]:
     root = logging.getLogger()
     before = root.handlers[:], root.level
     yield
-    logs.flush()
+    logs.flush(10)
     structlog.reset_defaults()
     logging.captureWarnings(capture=False)
     root.handlers[:], root.level = before
@@ -51,7 +51,7 @@ def start(file: Path, level: logs.Level = "info") -> structlog.typing.FilteringB
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
-    logs.flush()
+    logs.flush(10)
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
