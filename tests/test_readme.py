@@ -10,6 +10,7 @@ import yaml
 
 from bgremover.cli import Exit, commands
 from bgremover.core import errors
+from bgremover.reading import parse_settings
 from bgremover.settings import keys
 
 ROOT = Path(__file__).parent.parent
@@ -73,3 +74,10 @@ def test_the_test_command_is_the_one_that_ci_runs() -> None:
     install, _, run = command.partition(" && ")
     assert shlex.split(install)[-1] in ci
     assert run.rpartition("python ")[2] in ci
+
+
+def test_the_renditions_it_shows_are_valid() -> None:
+    (shown,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    settings = parse_settings(shown, {}, ROOT)
+    assert settings.output.review == "move"
+    assert len(settings.output.renditions) == 3

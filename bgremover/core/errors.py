@@ -130,7 +130,7 @@ class UnsupportedFormat(FileFault):
     """A picture, but of a kind that cannot be sent."""
 
     code = "unsupported_format"
-    hint = "Save the picture as JPEG, PNG or WebP and drop that."
+    hint = "Save the picture as JPEG, PNG, WebP, HEIC or TIFF and drop that."
 
 
 class Truncated(FileFault):

@@ -281,7 +281,7 @@ def _form(file: BinaryIO, size: int) -> str:
     file.seek(0)
     head = _read(file, _HEAD)
     if kind := _other_kind(head):
-        raise UnsupportedFormat(f"the file is {kind}; JPEG, PNG and WebP can be sent")
+        raise UnsupportedFormat(f"the file is {kind}, which cannot be read here")
     if form := _sendable(head):
         return form
     if _begins(written := head.rstrip(b"\0")):
