@@ -159,14 +159,17 @@ def kill_at(site: Site, syscall: str, number: int) -> int:
     return done.returncode
 
 
-def kill_at_each(tmp_path: Path, syscalls: tuple[str, ...], step: Callable[[int], int]) -> int:
+def kill_at_each(
+    tmp_path: Path, syscalls: tuple[str, ...], step: Callable[[int], int], *renditions: str
+) -> int:
     """Kill one image's way at each call of each kind; return at how many points it was killed."""
     killed = 0
+    output = {"renditions": list(renditions)}
     for syscall in syscalls:
         number = 1
         while True:
             with RunningSandbox(SandboxOptions(key=KEY, fixed_result=True)) as sandbox:
-                site = Site(tmp_path / f"{syscall}-{number}", sandbox.url)
+                site = Site(tmp_path / f"{syscall}-{number}", sandbox.url, output=output)
                 data = photo(number)
                 site.drop("one.jpg", data)
                 code = kill_at(site, syscall, number)
@@ -175,6 +178,8 @@ def kill_at_each(tmp_path: Path, syscalls: tuple[str, ...], step: Callable[[int]
                 killed += 1
                 again = site.command("once")
                 assert again.returncode == 0, (syscall, number, again.stdout, again.stderr)
+                for name in renditions:
+                    (site.outbox / f"one-{name}.png").unlink()
                 check_books(site, sandbox, [hashlib.sha256(data).hexdigest()], 1)
                 assert len(sandbox.state.payments) <= 2, (syscall, number)
             shutil.rmtree(site.root)
@@ -186,6 +191,13 @@ def kill_at_each(tmp_path: Path, syscalls: tuple[str, ...], step: Callable[[int]
 @pytest.mark.timeout(300)
 def test_killed_at_the_calls_that_make_things_durable(tmp_path: Path) -> None:
     assert kill_at_each(tmp_path, ("fsync", "renameat2"), lambda number: number + 1) >= 5
+
+
+@pytest.mark.skipif(STRACE is None, reason="needs strace (apt-get install strace)")
+@pytest.mark.timeout(300)
+def test_killed_between_its_renditions(tmp_path: Path) -> None:
+    """Each is there once afterwards, and nothing else: neither a second one nor a rest."""
+    assert kill_at_each(tmp_path, ("renameat2",), lambda number: number + 1, "mask", "square") >= 3
 
 
 @pytest.mark.long
