@@ -5,6 +5,8 @@
 The stand-in for the API runs in a process of its own. The same images go through a bare
 `httpx.AsyncClient` (the POST and the download, nothing else) and through `bgremover once` with
 every check, fsync and ledger write; both in turn, several times. Prints ratios; judges nothing.
+With `--resolution original` the cut-outs are drawn at full size too, which takes the processor
+longer than everything else together.
 """
 
 import argparse
@@ -120,14 +122,18 @@ def _seconds(stamp: str) -> float:
     return datetime.fromisoformat(stamp).timestamp()
 
 
-def through_bgremover(url: str, paths: list[Path], workers: int, root: Path) -> Run:
+def through_bgremover(
+    url: str, paths: list[Path], workers: int, root: Path, resolution: str
+) -> Run:
     """Run `bgremover once` over links to the images, with a fresh ledger."""
     inbox = root / "inbox"
     inbox.mkdir(parents=True)
     for path in paths:
         os.link(path, inbox / path.name)
     config = root / "config.yaml"
-    settings = {"api": {"base_url": url}, "queue": {"workers": workers}}
+    # The stand-in's fast mode gives all the same picture, which no review would pass.
+    output = {"resolution": resolution, "review": "off"}
+    settings = {"api": {"base_url": url}, "queue": {"workers": workers}, "output": output}
     config.write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "bgremover", "once", "-c", str(config)]
     return measured(command, {**os.environ, "IDEOGRAM_API_KEY": KEY}, root / "log")
@@ -169,6 +175,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=10)
     parser.add_argument("--latency", type=float, default=0.5)
     parser.add_argument("--megabytes", type=float, default=3.0)
+    parser.add_argument("--resolution", choices=["original", "result"], default="result")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--bare", nargs=2, metavar=("URL", "LISTING"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -185,7 +192,11 @@ def main() -> None:
         ours, theirs = [], []
         for number in range(options.rounds):
             theirs.append(through_httpx(url, paths, options.workers, root / f"bare-{number}"))
-            ours.append(through_bgremover(url, paths, options.workers, root / f"ours-{number}"))
+            ours.append(
+                through_bgremover(
+                    url, paths, options.workers, root / f"ours-{number}", options.resolution
+                )
+            )
         text = table(options.images, options.workers, options.latency, ours, theirs)
         sys.stdout.write(text + "\n")
 
