@@ -352,8 +352,12 @@ def _still_there(jobs: list[Job], folders: Folders) -> list[Job]:
 
 def recover_all(ledger: Ledger, home: Home, now: float) -> list[Job]:
     """Bring every unfinished job of a home to where it goes on, and return them."""
-    crashed = not ledger.begin_run()
-    return [_recover_one(ledger, job, now, crashed=crashed) for job in ledger.unfinished(home)]
+    crashed, alone = not ledger.begin_run(), ledger.alone()
+    ledger.work_alone(None)
+    return [
+        _recover_one(ledger, job, now, crashed=crashed and alone in (None, job.id))
+        for job in ledger.unfinished(home)
+    ]
 
 
 def _recover_one(ledger: Ledger, job: Job, now: float, *, crashed: bool) -> Job:

@@ -10,7 +10,7 @@ import heapq
 import itertools
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -139,6 +139,7 @@ class Dispatcher:
         self._lanes: dict[Lane, deque[Job]] = {lane: deque() for lane in Lane}
         self._running: dict[Lane, set[asyncio.Task[None]]] = {lane: set() for lane in Lane}
         self._answered: dict[str, bool] = {}
+        self._alone: str | None = None
         self._parked: dict[str, Job] = {}
         self._moments: list[tuple[float, int, str]] = []
         self._due: dict[str, float] = {}
@@ -257,11 +258,34 @@ class Dispatcher:
     def pump(self) -> None:
         """Start every step that may start now."""
         self._wake_due()
-        self._start_finishing()
-        self._start_preparing()
-        self._start_sending()
+        if not self._start_suspect():
+            self._start_finishing()
+            self._start_preparing()
+            self._start_sending()
         if self.intake is not None:
             self.intake.bell.ring()
+
+    def _start_suspect(self) -> bool:
+        """Start an image that may kill the program, alone; tell whether others must wait for it."""
+        if self._alone is not None:
+            return True
+        job = next(filter(self._may_start_now, self._suspects()), None)
+        if job is None:
+            return False
+        if not any(self._running.values()):
+            self._alone = job.id
+            self._lanes[lane_of(job)].remove(job)
+            self._start(lane_of(job), job)
+        return True
+
+    def _suspects(self) -> Iterator[Job]:
+        lanes = (Lane.FINISH, Lane.PREPARE, Lane.SEND)
+        return (job for lane in lanes for job in self._lanes[lane] if verdict.suspect(job))
+
+    def _may_start_now(self, job: Job) -> bool:
+        if lane_of(job) is Lane.SEND:
+            return self._call_room() > 0 and self._next_to_send() is job
+        return not self._paused_locally or self._call_room() > 0
 
     def _start_preparing(self) -> None:
         lane = self._lanes[Lane.PREPARE]
@@ -331,12 +355,17 @@ class Dispatcher:
     def _note_end(self, lane: Lane, task: "asyncio.Task[None]") -> None:
         self._running[lane].discard(task)
         self._answered.pop(task.get_name(), None)
+        if self._alone == task.get_name():
+            self._alone = None
         if not task.cancelled() and (error := task.exception()) is not None:
             self._defects.append(error)
         self.bell.ring()
 
     async def _work(self, job: Job, started: float) -> None:
         self.observed.began(job, started)
+        alone = self._alone == job.id
+        if alone:
+            await self._pipeline.work_alone(job.id)
         outcome = await self._pipeline.step(job, lambda: self._note_answer(job.id))
         now = self._clock.steady()
         match outcome:
@@ -346,6 +375,8 @@ class Dispatcher:
             case _:
                 self.observed.ended(job, outcome, None, now)
                 self._advanced(job, outcome, started)
+        if alone:
+            await self._pipeline.work_alone(None)
 
     # --- what follows -----------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from bgremover.core.errors import (
     BudgetReached,
     InternalFault,
     LinkExpired,
+    LocalFault,
     UnknownCharge,
     Withdrawn,
 )
@@ -174,6 +175,11 @@ class Pipeline:
                 raise ValueError(f"nothing to do for a job that is {job.state.kind}")
             case _:
                 assert_never(job.state)
+
+    async def work_alone(self, job_id: str | None) -> None:
+        """Note that only this job is worked on, so that only it is blamed if the program dies."""
+        with contextlib.suppress(LocalFault):  # the step meets the same disk, and tells of it
+            await self._scribe.do(lambda ledger: ledger.work_alone(job_id), durable=False)
 
     async def record(self, job: Job) -> Job:
         """Write `job` into the ledger; a released one is forgotten."""

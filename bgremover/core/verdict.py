@@ -214,10 +214,17 @@ def _after_broken_result(job: Job, fault: BrokenResult, rules: Rules, chance: fl
     return Defer(backoff(broken, rules, chance), resume, fault.code, job.faults)
 
 
-def crash_loop(job: Job) -> bool:
-    """Tell whether the program died too often while it worked on this image.
+def suspect(job: Job) -> bool:
+    """Tell whether the program died while it worked on this image, among others.
 
-    Not while a generation runs: nothing of the image is in this program's hands then.
+    Such an image is worked on alone, until it has come further: if it is the reason, the others
+    must not share the blame. Not while a generation runs: nothing of the image is in this
+    program's hands then.
     """
     harmless = isinstance(resume_point(job.state), Accepted | Saved | Quarantined)
-    return job.crashes >= CRASHES and not harmless
+    return job.crashes > 0 and not harmless
+
+
+def crash_loop(job: Job) -> bool:
+    """Tell whether the program died too often while it worked on this image."""
+    return job.crashes >= CRASHES and suspect(job)

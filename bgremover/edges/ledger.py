@@ -573,6 +573,15 @@ class Ledger:
         ).fetchall()
         return [(os.fsdecode(output), job_id) for output, job_id in rows]
 
+    def work_alone(self, job_id: str | None) -> None:
+        """Note that this job alone is worked on now; None: that the next may be several again."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('alone', ?)", (job_id or "",))
+
+    def alone(self) -> str | None:
+        """Return the job that alone was worked on when the last run ended, if one was."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = 'alone'").fetchone()
+        return row[0] or None if row else None
+
     def begin_run(self) -> bool:
         """Note that a run begins, and tell whether the one before ended by itself."""
         row = self._db.execute("SELECT value FROM meta WHERE key = 'running'").fetchone()

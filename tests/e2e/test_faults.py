@@ -71,6 +71,23 @@ def test_an_image_that_kills_the_program_three_times_is_quarantined(
     assert sandbox.state.submissions == 0
 
 
+@needs_strace
+def test_the_others_do_not_share_the_blame(tmp_path: Path) -> None:
+    """What was in flight at a death is worked on alone afterwards."""
+    with RunningSandbox(SandboxOptions(key=KEY, fixed_result=True, latency_seconds=0.3)) as sandbox:
+        site = Site(tmp_path, sandbox.url, queue={"workers": 4})
+        for number in range(8):
+            site.drop(f"good-{number}.jpg", photo(number))
+        poison = site.drop("m-poison.jpg", photo(100))
+        deaths = 0
+        while (done := under_strace(site, "read:signal=KILL:when=3", poison)).returncode < 0:
+            deaths += 1
+        assert done.returncode == 1, done.stderr
+        assert deaths == 3
+        assert site.files(site.quarantine) == {"m-poison.jpg", "m-poison.jpg.error.json"}
+        assert len(site.files(site.outbox)) == len(site.files(site.archive)) == 8
+
+
 # --- every error of every call -------------------------------------------------------------
 
 ERRNOS = ("EIO", "ENOSPC", "EROFS", "EDQUOT", "EACCES", "ESTALE", "EMFILE", "EINTR")

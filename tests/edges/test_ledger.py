@@ -1247,6 +1247,8 @@ ASKED: dict[str, Callable[[Ledger], object]] = {
     "begin_call": lambda ledger: ledger.begin_call(
         pictured(), CallTerms(10_000, Budget(10**12, 10**12), DAY), NOON
     ),
+    "work_alone": lambda ledger: ledger.work_alone("7"),
+    "alone": Ledger.alone,
     "call": lambda ledger: ledger.call(7),
     "last_call": lambda ledger: ledger.last_call("7"),
     "failures": Ledger.failures,
@@ -1474,3 +1476,13 @@ def test_a_new_ledger_that_cannot_be_filled_leaves_the_old_one(tmp_path: Path) -
     with pytest.raises(RuntimeError), replacement(tmp_path):
         raise RuntimeError
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"damaged"]
+
+
+def test_who_was_worked_on_alone_is_known_after_a_death(tmp_path: Path) -> None:
+    with closing(Ledger(tmp_path)) as ledger:
+        assert ledger.alone() is None
+        ledger.work_alone("7")
+    with closing(Ledger(tmp_path)) as ledger:
+        assert ledger.alone() == "7"
+        ledger.work_alone(None)
+        assert ledger.alone() is None
