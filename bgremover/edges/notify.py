@@ -311,7 +311,9 @@ class AppriseChannel:
             lambda: self._apprise.notify(title=message.title, body=message.text),
         )
         try:
-            taken = await asyncio.wait_for(call, APPRISE_SECONDS)
+            # Not wait_for: in Python 3.11 it loses a cancellation that comes with the answer.
+            async with asyncio.timeout(APPRISE_SECONDS):
+                taken = await call
         except TimeoutError:
             raise Undelivered("no end in time", again=False) from None
         if not taken:
