@@ -44,7 +44,7 @@ from bgremover.edges.ledger import FILE_NAME, CallTerms, Ledger
 from bgremover.edges.supervisor import SOCKET_NAME, StatusSocket
 from bgremover.sandbox.app import SandboxOptions
 from bgremover.sandbox.server import RunningSandbox
-from tests.site import KEY, Site, photo
+from tests.site import KEY, Site, photo, until
 
 NOWHERE = "http://127.0.0.1:9"
 NOON = 1_769_860_800.0  # 2026-01-31T12:00:00Z
@@ -654,6 +654,7 @@ def test_a_retried_image_is_cut_out_by_a_running_daemon(tmp_path: Path) -> None:
         with site.running() as daemon:
             site.drop("shoes/unsafe.jpg", photo(7))
             daemon.until_event("image.quarantined")
+            until(lambda: len(site.files(site.quarantine)) == 2)
             first = call(site, "retry", "shoes/unsafe.jpg")
             assert first.exit_code == 0, first.stderr
             daemon.until_event("image.quarantined", 2)
