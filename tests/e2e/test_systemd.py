@@ -111,13 +111,13 @@ def fetch_wheels(tree: Path) -> None:
     version = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     platforms = [f"--platform=manylinux{glibc}_{platform.machine()}" for glibc in ("2014", "_2_28")]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:"]
-    command += [f"--dest={tree / 'root/wheels'}", f"--python-version={version}", *platforms]
+    command += [f"--dest={tree / 'opt/source/wheels'}", f"--python-version={version}", *platforms]
     subprocess.run([*command, *wanted], check=True, capture_output=True)
 
 
 def copy_project(tree: Path) -> None:
-    inside = tree / "root/bgremover"
-    inside.mkdir()
+    inside = tree / "opt/source/bgremover"
+    inside.mkdir(parents=True)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, inside)
     for name in ("bgremover", "systemd"):
@@ -192,11 +192,11 @@ def install(machine: Machine) -> None:
     done = machine.run(
         "sh",
         "-ec",
-        f"cd /root/bgremover\n{block}",
+        f"cd /opt/source/bgremover\n{block}",
         check=False,
         stdin=f"{KEY}\n",
         PIP_NO_INDEX="1",
-        PIP_FIND_LINKS="/root/wheels",
+        PIP_FIND_LINKS="/opt/source/wheels",
         SYSTEMD_PAGER="cat",
     )
     assert done.returncode == 0, done.stdout + done.stderr
