@@ -46,11 +46,12 @@ from bgremover.core.job import (
 from bgremover.core.naming import candidates, output_path, printable
 from bgremover.core.report import render
 from bgremover.core.review import Review, doubts, review_path, review_report
+from bgremover.core.verdict import deadly
 from bgremover.edges.folders import Folders, NameTaken, Temp
 from bgremover.edges.ideogram import Upload
 from bgremover.edges.inbox import Inbox
 from bgremover.edges.ledger import CallTerms, Ledger, Scribe
-from bgremover.renditions import Renderer
+from bgremover.renditions import Renderer, Renditions
 from bgremover.timing import Clock
 from bgremover.workshop import Made, Workshop
 
@@ -487,13 +488,18 @@ class Pipeline:
     async def _file(self, job: Job, state: Saved) -> Job:
         if state.review:
             await self._put_review(job, state)
-        made = await self._renderer.make(job, state.output, self._original(job))
+        made = await self._rendered(job, state)
         left = await self._moved_off(job, self._file_original)
         notes = (*state.notes, *made.notes)
         filed = replace(
             state, filed=True, left=left, notes=notes, review="", renditions=made.outputs
         )
         return await self.record(job.to(filed))
+
+    async def _rendered(self, job: Job, state: Saved) -> Renditions:
+        if deadly(job):
+            return Renditions(notes=("no renditions: the program died over this image",))
+        return await self._renderer.make(job, state.output, self._original(job))
 
     async def _put_review(self, job: Job, state: Saved) -> None:
         content = state.review.encode()

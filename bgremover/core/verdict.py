@@ -226,5 +226,15 @@ def suspect(job: Job) -> bool:
 
 
 def crash_loop(job: Job) -> bool:
-    """Tell whether the program died too often while it worked on this image."""
-    return job.crashes >= CRASHES and suspect(job)
+    """Tell whether the program died too often while it worked on this image.
+
+    Not once its cut-out is made: it may lie in the outbox already, and an image ends in one place.
+    What is left to do then is done without renditions.
+    """
+    made = isinstance(resume_point(job.state), Fetched)
+    return deadly(job) and suspect(job) and not made
+
+
+def deadly(job: Job) -> bool:
+    """Tell whether what is left to do must be the least that there is."""
+    return job.crashes >= CRASHES

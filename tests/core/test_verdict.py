@@ -91,8 +91,10 @@ from bgremover.core.verdict import (
     Verdict,
     backoff,
     crash_loop,
+    deadly,
     judge,
     resume_point,
+    suspect,
     tolerance,
 )
 
@@ -722,7 +724,7 @@ def test_if_everything_is_unknown_at_once_it_is_an_outage() -> None:
 # --- crashes --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", [QUEUED, Submitting(1), PAID, FETCHED])
+@pytest.mark.parametrize("state", [QUEUED, Submitting(1), PAID])
 def test_an_image_that_killed_the_program_too_often_is_a_crash_loop(state: State) -> None:
     assert not crash_loop(image(state, crashes=CRASHES - 1))
     assert crash_loop(image(state, crashes=CRASHES))
@@ -731,3 +733,11 @@ def test_an_image_that_killed_the_program_too_often_is_a_crash_loop(state: State
 @pytest.mark.parametrize("state", PAID_STATES[3:])
 def test_what_has_come_to_its_end_is_no_crash_loop(state: State) -> None:
     assert not crash_loop(image(state, crashes=CRASHES))
+
+
+@pytest.mark.parametrize("state", [FETCHED, Deferred(0.0, FETCHED, "disk_full")])
+def test_a_cut_out_that_is_made_is_filed_whatever_happened_over_it(state: State) -> None:
+    assert suspect(image(state, crashes=CRASHES))
+    assert not crash_loop(image(state, crashes=CRASHES))
+    assert deadly(image(state, crashes=CRASHES))
+    assert not deadly(image(state, crashes=CRASHES - 1))
