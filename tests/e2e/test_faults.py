@@ -297,4 +297,5 @@ def test_the_power_is_cut(tmp_path: Path) -> None:
 @pytest.mark.timeout(3600)
 def test_the_power_is_cut_a_hundred_times(tmp_path: Path) -> None:
     for number in range(10):
+        (tmp_path / str(number)).mkdir()
         power_cuts(tmp_path / str(number), cuts=10, files=100)
