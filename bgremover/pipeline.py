@@ -229,7 +229,9 @@ class Pipeline:
             lambda ledger: (ledger.cut_outs(sha256), ledger.receipts(sha256, job.home))
         )
         found: list[Receipt | None] = [*receipts]
-        for one in earlier:
+        # Its own cut-out first: twins that stay in the inbox would copy each other's at each run.
+        own = (job.home, job.path)
+        for one in sorted(earlier, key=lambda one: (one.home, one.path) != own):
             if not isinstance(one.state, Saved):
                 continue
             if reused := await self._reuse_one(job, one, one.state):

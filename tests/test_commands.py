@@ -53,7 +53,14 @@ EMPTY: dict[str, Any] = {
     "pause": None,
     "queue": {"waiting": 0, "in_flight": 0, "deferred": 0},
     "totals": {"saved": 0, "reused": 0, "quarantined": 0},
-    "spend": {"today_usd": 0.0, "month_usd": 0.0, "total_usd": 0.0, "billed": 0, "unknown": 0},
+    "spend": {
+        "today_usd": 0.0,
+        "month_usd": 0.0,
+        "total_usd": 0.0,
+        "billed": 0,
+        "unknown": 0,
+        "under_way": 0,
+    },
     "latest_failures": [],
 }
 
@@ -221,6 +228,7 @@ def test_status_without_a_daemon_is_what_the_ledger_and_the_inbox_say(site: Site
         "total_usd": 0.03,
         "billed": 2,
         "unknown": 1,
+        "under_way": 0,
     }
     assert document["latest_failures"] == [
         {"file": "caf\\xe9.jpg", "code": "unsafe", "at": "2026-01-31T12:00:00Z"}

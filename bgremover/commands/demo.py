@@ -8,6 +8,7 @@ import yaml
 from bgremover.cli import Exit
 from bgremover.commands.common import pass_the_door
 from bgremover.commands.work import run_daemon
+from bgremover.core.errors import SetupError
 from bgremover.core.job import Job, Quarantined, Saved
 from bgremover.core.naming import printable
 from bgremover.edges.logs import configure
@@ -28,8 +29,14 @@ def demo(folder: Path) -> int:
     """Draw the samples, cut them out, tell what went where; return the exit code."""
     folder = folder.resolve()
     inbox = folder / "inbox"
-    write_samples(inbox)
-    write_broken(inbox)
+    try:
+        write_samples(inbox)
+        write_broken(inbox)
+    except OSError as error:
+        raise SetupError(
+            f"the samples cannot be drawn into {printable(str(inbox))}: {error.strerror}. Name a "
+            "folder that you may write to: bgremover demo DIR"
+        ) from error
     click.echo(
         "Three sample pictures and a broken one lie in the inbox. A stand-in for the API runs on\n"
         "this machine: no key, no network, no cost. It cuts plain backgrounds out by colour and\n"

@@ -143,7 +143,14 @@ def _recorded(ledger: "Ledger | None", day: str) -> dict[str, Any]:
     from bgremover.edges.ledger import record_of
 
     if ledger is None:
-        nothing = {"today_usd": 0.0, "month_usd": 0.0, "total_usd": 0.0, "billed": 0, "unknown": 0}
+        nothing = {
+            "today_usd": 0.0,
+            "month_usd": 0.0,
+            "total_usd": 0.0,
+            "billed": 0,
+            "unknown": 0,
+            "under_way": 0,
+        }
         totals = {"saved": 0, "reused": 0, "quarantined": 0}
         return {"totals": totals, "spend": nothing, "latest_failures": []}
     return record_of(ledger, day)
@@ -256,7 +263,10 @@ def _spend_lines(spend: dict[str, Any], settings: Settings) -> Iterator[str]:
         f"${spend['month_usd']:.2f}{_of(budget.per_month_usd)} this month, "
         f"${spend['total_usd']:.2f} in all",
     )
-    yield _row("", f"calls: {spend['billed']:,} billed, {spend['unknown']:,} may have been billed")
+    words = f"calls: {spend['billed']:,} billed, {spend['unknown']:,} may have been billed"
+    if under_way := spend.get("under_way", 0):
+        words += f", {under_way:,} not known to have ended"
+    yield _row("", words)
 
 
 def _of(budget: float | None) -> str:

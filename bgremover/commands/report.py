@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from bgremover.edges.ledger import Call, existing_ledger
 from bgremover.reading import load_settings
 
 _MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
+_WIDE = 300
 _COLUMNS = ("at", "day", "file", "outcome", "status", "billed", "usd", "request_id", "job")
 
 
@@ -73,6 +75,12 @@ def _csv(calls: Iterable[Call]) -> str:
     return text.getvalue()
 
 
+def _console() -> Console:
+    # Not folded in a pipe, where nobody sees a width.
+    width = None if sys.stdout.isatty() else _WIDE
+    return Console(markup=False, highlight=False, width=width)
+
+
 def _tell(calls: list[Call]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in _COLUMNS[:-1]:
@@ -80,7 +88,7 @@ def _tell(calls: list[Call]) -> None:
     for call in calls:
         table.add_row(*_cells(call)[:-1])
     if calls:
-        Console(markup=False, highlight=False).print(table)
+        _console().print(table)
     billed = [call.usd for call in calls if call.billed is Billed.YES]
     open_ones = [call.usd for call in calls if call.billed is not Billed.YES]
     line = f"{len(billed)} billed, ${sum(billed):.2f}"

@@ -161,6 +161,7 @@ class Bar(Protocol):
 class Outcome:
     """What became of the images of a run."""
 
+    total: int = 0
     interrupted: bool = False
     saved: int = 0
     reused: int = 0
@@ -183,6 +184,17 @@ class Outcome:
                 pass
 
     @property
+    def stopped(self) -> bool:
+        """Whether the run ended before the work did."""
+        return self.interrupted or self.pause is not None
+
+    @property
+    def remaining(self) -> int:
+        """How many images still lie where they were."""
+        done = self.saved + self.reused + len(self.failed)
+        return max(0, self.total - done) if self.stopped else len(self.left)
+
+    @property
     def code(self) -> Exit:
         """The exit code."""
         if self.interrupted:
@@ -197,7 +209,7 @@ def _once(settings: Settings, works: list[Work], key: KeySource, *, ask: bool) -
     if ask and total > ASK_ABOVE and on_terminal():
         price = total * settings.api.price_usd
         click.confirm(f"{total} images, at most ${price:.2f}. Go on?", abort=True, err=True)
-    outcome = Outcome()
+    outcome = Outcome(total)
     with progress(total) as bar:
 
         def told(job: Job) -> None:
@@ -207,7 +219,7 @@ def _once(settings: Settings, works: list[Work], key: KeySource, *, ask: bool) -
         for work in works:
             parts, outcome.interrupted = run_daemon(settings, work, key, told)
             _take_end(outcome, parts)
-            if outcome.interrupted or outcome.pause is not None:
+            if outcome.stopped:
                 break
     tell(outcome)
     return outcome.code
@@ -224,14 +236,17 @@ def tell(outcome: Outcome) -> None:
     """Print what became of the images, on stdout."""
     click.echo(
         f"{outcome.saved} cut out, {outcome.reused} served from earlier cut-outs, "
-        f"{len(outcome.failed)} failed, {len(outcome.left)} left. Spent ${outcome.usd:.2f}."
+        f"{len(outcome.failed)} failed, {outcome.remaining} left. Spent ${outcome.usd:.2f}."
     )
     for path, code in outcome.failed:
         click.echo(f"  failed  {printable(path)}: {code}")
-    for path in outcome.left:
+    for path in () if outcome.stopped else outcome.left:
         click.echo(f"  left    {printable(path)}: not whole yet")
     if outcome.interrupted:
-        click.echo("Interrupted, the rest stays where it is; the next run goes on from here.")
+        click.echo(
+            "Interrupted, the rest stays where it is; the next run goes on from here. A call that "
+            "was under way\nmay have been billed: `bgremover status` tells."
+        )
     if outcome.pause is not None:
         click.echo(f"Stopped, the rest stays where it is: {outcome.pause}")
 

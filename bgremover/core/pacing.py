@@ -203,7 +203,7 @@ def succeeded(
         # limit was reached while they ran.
         held_back = full or started <= line.full_at
         return _grown(line, pace, now) if held_back and started > line.lowered_at else line
-    if started < line.pause.next_probe_at:
+    if started < line.pause.since:  # in flight when the line paused
         return line
     if line.pause.fetching:
         # The call is paid for; whether its result can be fetched is still to be seen.

@@ -132,6 +132,7 @@ class Spend:
     total_usd: float
     billed: int
     unknown: int
+    under_way: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,12 +436,12 @@ class Ledger:
             "coalesce(sum(micro_usd) FILTER (WHERE substr(day, 1, 7) = substr(:day, 1, 7)), 0), "
             "coalesce(sum(micro_usd), 0), "
             "count(*) FILTER (WHERE billed = 'yes'), "
-            "count(*) FILTER (WHERE billed = 'unknown') "
+            "count(*) FILTER (WHERE billed = 'unknown'), count(*) FILTER (WHERE billed IS NULL) "
             "FROM calls WHERE billed IS NULL OR billed <> 'no'",
             {"day": day},
         ).fetchone()
-        today, month, total, billed, unknown = row
-        return Spend(today / 1e6, month / 1e6, total / 1e6, billed, unknown)
+        today, month, total, *counts = row
+        return Spend(today / 1e6, month / 1e6, total / 1e6, *counts)
 
     def totals(self) -> dict[str, int]:
         """Return how many images were saved, reused and quarantined."""
@@ -656,6 +657,7 @@ def record_of(ledger: Ledger, day: str) -> dict[str, Any]:
             "total_usd": spend.total_usd,
             "billed": spend.billed,
             "unknown": spend.unknown,
+            "under_way": spend.under_way,
         },
         "latest_failures": [
             {"file": printable(failure.file), "code": failure.code, "at": utc(failure.at)}

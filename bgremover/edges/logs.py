@@ -328,4 +328,6 @@ def _render_for(format: Format, stream: TextIO) -> Render:  # noqa: A002
     console = structlog.dev.ConsoleRenderer(
         colors=terminal and not os.environ.get("NO_COLOR"), pad_event_to=18
     )
-    return lambda event: console(None, "", dict(event))
+    # A progress bar may stand in the line.
+    clean = "\r\x1b[2K" if terminal else ""
+    return lambda event: clean + console(None, "", dict(event))

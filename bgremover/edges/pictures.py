@@ -286,7 +286,7 @@ def _form(file: BinaryIO, size: int) -> str:
         return form
     if _begins(written := head.rstrip(b"\0")):
         raise Truncated(f"the file is not written yet: its {size} bytes begin with {written!r}")
-    raise NotAnImage(f"the file is no known picture: it begins with {head[:12]!r}")
+    raise NotAnImage(f"the file is no known picture: it begins with {_readable(head[:12])}")
 
 
 def _sendable(head: bytes) -> str | None:
@@ -811,3 +811,8 @@ def _ends_flat(image: PIL.Image.Image) -> bool:
 
 def _extrema(image: PIL.Image.Image) -> list[tuple[int, int]]:
     return [band.getextrema() for band in image.split()]  # type: ignore[misc]
+
+
+def _readable(head: bytes) -> str:
+    text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in head)  # noqa: PLR2004 - ASCII
+    return f'"{text}"'

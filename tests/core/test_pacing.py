@@ -654,3 +654,12 @@ def test_the_laws_meet_pauses_and_their_ends() -> None:
             line = follow(line, outcome, PACE, at)
             states.add(line.pause.reason if line.pause else None)
     assert states >= {None, "key_refused", "disk_full", "budget_reached"}
+
+
+def test_a_probe_in_flight_when_the_key_changes_may_still_end_the_pause() -> None:
+    line = loses(BUSY, KeyRefused("401"), 100.0)
+    began = paused(line).next_probe_at + 1
+    changed = probe_now(line, began + 2)
+    assert wins(changed, began + 5, took=5.0).pause is None
+    # What was in flight when the line paused does not.
+    assert wins(changed, began + 5, took=began + 5 - 99.0).pause is not None

@@ -367,7 +367,7 @@ def test_what_is_unknown_or_under_way_counts_as_spent_and_so_do_days_to_come(
     assert ledger.spent_since("2026-01-15") == 10 + 1000 + 10_000
     assert ledger.spent_since("2026-01") == 1 + 10 + 1000 + 10_000
     assert ledger.spent_since("2026-03") == 0
-    assert ledger.spend("2026-01-15") == Spend(0.00101, 0.001011, 0.011011, 2, 1)
+    assert ledger.spend("2026-01-15") == Spend(0.00101, 0.001011, 0.011011, 2, 1, 1)
 
 
 def test_the_calls_of_a_job_that_was_forgotten_stay(ledger: Ledger) -> None:
