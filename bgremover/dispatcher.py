@@ -30,6 +30,7 @@ from bgremover.core.errors import (
 )
 from bgremover.core.job import (
     CONFIGURED,
+    Accepted,
     Deferred,
     Fetched,
     Home,
@@ -140,6 +141,7 @@ class Dispatcher:
         self._running: dict[Lane, set[asyncio.Task[None]]] = {lane: set() for lane in Lane}
         self._answered: dict[str, bool] = {}
         self._alone: str | None = None
+        self._woken: set[str] = set()
         self._parked: dict[str, Job] = {}
         self._moments: list[tuple[float, int, str]] = []
         self._due: dict[str, float] = {}
@@ -331,7 +333,9 @@ class Dispatcher:
 
     @property
     def _calls(self) -> int:
-        return len(self._running[Lane.SEND]) - len(self._answered) + self._generating
+        # A probe is one until its outcome is known to the line, not only answered.
+        answered = 0 if self.line.pause else len(self._answered)
+        return len(self._running[Lane.SEND]) - answered + self._generating
 
     def _call_room(self) -> int:
         counted = self.in_flight if self._paused_locally else self._calls
@@ -366,6 +370,10 @@ class Dispatcher:
         alone = self._alone == job.id
         if alone:
             await self._pipeline.work_alone(job.id)
+        if job.id in self._woken:
+            self._woken.discard(job.id)
+            if not isinstance(job.state, Accepted):
+                await self._pipeline.take_up(job)
         outcome = await self._pipeline.step(job, lambda: self._note_answer(job.id))
         now = self._clock.steady()
         match outcome:
@@ -576,6 +584,7 @@ class Dispatcher:
         self._due.pop(job_id, None)
         job = self._parked.pop(job_id, None)
         if job is not None and isinstance(job.state, Deferred):
+            self._woken.add(job.id)
             self._enqueue(job.to(job.state.resume))
 
     def _wake_all(self) -> None:

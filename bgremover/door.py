@@ -103,7 +103,7 @@ def _used(settings: Settings) -> dict[str, Path]:
     return {
         name: path
         for name, path in settings.folders
-        if name != "archive" or settings.originals == "archive"
+        if name != "archive" or settings.originals != "keep"
     }
 
 

@@ -188,7 +188,12 @@ class Pipeline:
         if isinstance(job.state, Released):
             await self._scribe.do(lambda ledger: ledger.forget(job.id), durable=False)
         else:
-            await self._scribe.do(lambda ledger: ledger.put(job, now))
+
+            def write(ledger: Ledger) -> None:
+                ledger.put(job, now)
+                ledger.end_open_call(job)
+
+            await self._scribe.do(write)
         return job
 
     # --- before the money -------------------------------------------------------------------
@@ -198,7 +203,7 @@ class Pipeline:
 
         def write(ledger: Ledger) -> tuple[bool, int]:
             # A picture that kills the decoder must be known when its third kill is counted.
-            ledger.put(job, now)
+            ledger.put(replace(job, taken=True), now)
             return _failed_before(ledger, job), ledger.sequence()
 
         known, checked = await self._scribe.do(write, durable=False)
@@ -208,7 +213,17 @@ class Pipeline:
         job = replace(job, picture=picture, checked=checked)
         if reused := await self._reuse(job):
             return reused
-        return await self._pass_on(job, picture) if self._passes(picture) else job
+        if self._passes(picture):
+            return await self._pass_on(job, picture)
+        # From here on it waits: it is not to blame if the program dies meanwhile.
+        await self._scribe.do(lambda ledger: ledger.put(job, now), durable=False)
+        return job
+
+    async def take_up(self, job: Job) -> None:
+        """Note that an image that was put off is worked on again."""
+        now, taken = self._clock.wall(), replace(job, taken=True)
+        with contextlib.suppress(LocalFault):  # the step meets the same disk, and tells of it
+            await self._scribe.do(lambda ledger: ledger.put(taken, now), durable=False)
 
     def _original(self, job: Job) -> Callable[[], BinaryIO]:
         return lambda: self._inbox.open(job.path, job.identity)
@@ -249,7 +264,9 @@ class Pipeline:
             return None
         output = cut_out.output
         if not (same_home and earlier.path == job.path):
-            output = await self._serve_copy(job, source)
+            aside = self._terms.review == "move" and cut_out.doubts
+            wished = output_path(job.path)
+            output = await self._serve_copy(job, source, review_path(wished) if aside else wished)
         saved = replace(cut_out, output=output, reused=True, filed=False, left=False)
         return await self.record(job.to(saved))
 
@@ -259,9 +276,9 @@ class Pipeline:
         receipt = next(alive, None)
         return None if receipt is None else job.to(Paid(receipt))
 
-    async def _serve_copy(self, job: Job, source: str) -> str:
+    async def _serve_copy(self, job: Job, source: str, wished: str) -> str:
         while True:
-            output = await self._reserve(job)
+            output = await self._reserve(job, wished)
             try:
                 await asyncio.to_thread(self._folders.copy_into, source, output, job.id)
             except NameTaken:
@@ -269,8 +286,8 @@ class Pipeline:
             else:
                 return output
 
-    async def _reserve(self, job: Job) -> str:
-        return await self._scribe.do(lambda ledger: self._reserve_in(ledger, job))
+    async def _reserve(self, job: Job, wished: str) -> str:
+        return await self._scribe.do(lambda ledger: self._reserve_in(ledger, job, wished))
 
     def _reserve_in(self, ledger: Ledger, job: Job, wished: str | None = None) -> str:
         names = candidates(wished or output_path(job.path), self._folders.longest_name())
@@ -294,6 +311,8 @@ class Pipeline:
             self._folders.check_room, output, 4 * picture.width * picture.height
         )
         name = job.path.rpartition("/")[2]
+        if picture.converted:
+            await self.take_up(job)
         with await asyncio.to_thread(self._inbox.open, job.path, job.identity) as original:
             async with self._workshop.upload(original, picture, name) as upload:
                 return await self._pay(job, upload, answered)
@@ -313,7 +332,8 @@ class Pipeline:
             receipt = await self._api.submit(upload)
         except BgremoverError as fault:
             attempt = self._attempt(job, now, began, fault=fault)
-            return Trouble(await self._ended(job, intent.call_id, attempt), fault)
+            ended = await self._ended(job, intent.call_id, attempt)
+            return ended if isinstance(ended, Trouble) else Trouble(ended, fault)
         if receipt.link is not None:
             answered()
         attempt = self._attempt(job, now, began, receipt=receipt)
@@ -352,7 +372,7 @@ class Pipeline:
             billed=billed,
         )
 
-    async def _ended(self, job: Job, call_id: int, attempt: Attempt) -> Job:
+    async def _ended(self, job: Job, call_id: int, attempt: Attempt) -> Job | Trouble:
         job = replace(job, attempts=(*job.attempts, attempt))
         now = self._clock.wall()
 
@@ -369,7 +389,11 @@ class Pipeline:
             ledger.put(job, now)
 
         # A stop that comes now must not cost the receipt: the write is finished all the same.
-        await asyncio.shield(self._scribe.do(write))
+        try:
+            await asyncio.shield(self._scribe.do(write))
+        except LocalFault as fault:
+            # It goes on with what is in memory: asked for again, it would be paid for again.
+            return Trouble(job, fault)
         if attempt.billed is Billed.YES:
             log.info(
                 "image.paid",
@@ -395,10 +419,8 @@ class Pipeline:
             if fault.code != "generation_failed":
                 raise
             attempt = self._attempt(job, now, began, fault=fault)
-            return Trouble(
-                await self._ended(job.to(Deferred(now, Queued(), fault.code)), call_id, attempt),
-                fault,
-            )
+            ended = await self._ended(job.to(Deferred(now, Queued(), fault.code)), call_id, attempt)
+            return ended if isinstance(ended, Trouble) else Trouble(ended, fault)
         if receipt is None:
             wait = min(_FIRST_POLL * 1.5**state.polls, _SLOWEST_POLL)
             again = Accepted(state.receipt, state.polls + 1)
@@ -448,10 +470,12 @@ class Pipeline:
         told = tuple(f"{doubt.code}: {doubt.message}" for doubt in found)
 
         def write(ledger: Ledger) -> Job:
+            ledger.unreserve(job.id)  # an earlier result may have been wished for elsewhere
             output = self._reserve_in(ledger, job, wished)
             state = Fetched(receipt, output, made.sha256, made.size, made.notes, told, review)
             fetched = job.to(state)
             ledger.put(fetched, now)
+            ledger.end_open_call(fetched)
             return fetched
 
         return await self._scribe.do(write)
@@ -491,7 +515,7 @@ class Pipeline:
         if state.review:
             await self._put_review(job, state)
         made = await self._rendered(job, state)
-        left = await self._moved_off(job, self._file_original)
+        left = await self._moved_off(job, lambda job: self._file_original(job, state.doubts))
         notes = (*state.notes, *made.notes)
         filed = replace(
             state, filed=True, left=left, notes=notes, review="", renditions=made.outputs
@@ -500,6 +524,7 @@ class Pipeline:
 
     async def _rendered(self, job: Job, state: Saved) -> Renditions:
         if deadly(job):
+            await asyncio.to_thread(self._renderer.discard, job, state.output)
             return Renditions(notes=("no renditions: the program died over this image",))
         return await self._renderer.make(job, state.output, self._original(job))
 
@@ -510,10 +535,15 @@ class Pipeline:
                 self._folders.write_beside, state.output, ".review.json", content, job.id
             )
 
-    def _file_original(self, job: Job) -> bool:
+    def _file_original(self, job: Job, doubts: tuple[str, ...]) -> bool:
         """Do what holds for the original's folder; return whether it stays, unlike the others."""
         held = self._inbox.terms(job.path)
-        match "keep" if held.held else held.originals or self._terms.originals:
+        wanted = "keep" if held.held else held.originals or self._terms.originals
+        if wanted == "delete" and doubts:
+            # A cut-out that a person has to look at does not stand for it. Where everything else
+            # is kept there is no archive.
+            wanted = "keep" if self._terms.originals == "keep" else "archive"
+        match wanted:
             case "archive":
                 self._folders.archive(job.path, job.identity, job.id)
             case "delete":

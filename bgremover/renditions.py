@@ -88,6 +88,11 @@ class Renderer:
         notes = tuple(one.done.note for one in drawn if one.done.note)
         return Renditions(tuple(outputs), notes)
 
+    def discard(self, job: Job, output: str) -> None:
+        """Remove what an earlier run may have left half-drawn."""
+        for number, recipe in enumerate(self.recipes):
+            self._folders.discard_temp(target_of(recipe, output), f"{job.id}-{number}")
+
     async def _draw(
         self, job: Job, output: str, original: Opened, recipe: Recipe, owner: str
     ) -> _Drawn:

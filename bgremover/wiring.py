@@ -42,6 +42,10 @@ from bgremover.workshop import Craft, Workshop
 CLOSED_SECONDS = 0.5
 """How long a file must be unchanged that is certainly closed and whole."""
 
+MOST_FINISHING = 16
+"""Results that are worked on at a time: each waits for its turn in the workshop, and a step that
+waits for long looks as one that hangs."""
+
 STEP_SECONDS = 600.0
 """How long a step may take beside its calls: a NAS that spins up, a fetch with its deadline."""
 
@@ -194,7 +198,9 @@ def build(
         Pipeline(inbox, folders, scribe, api, workshop(settings), terms, clock),
         pace=_pace(settings),
         rules=_rules(settings),
-        size=Size(settings.queue.capacity, finish=max(4, settings.queue.workers)),
+        size=Size(
+            settings.queue.capacity, finish=min(max(4, settings.queue.workers), MOST_FINISHING)
+        ),
         clock=clock,
         chance=random.random,
         version=__version__,

@@ -15,7 +15,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import BinaryIO, Literal, TypeVar, assert_never, cast
 
-from bgremover.core.errors import BrokenResult, FileFault, Unreadable, Withdrawn, local_fault
+from bgremover.core.errors import (
+    BgremoverError,
+    BrokenResult,
+    FileFault,
+    Unreadable,
+    Withdrawn,
+    local_fault,
+)
 from bgremover.core.job import Picture
 from bgremover.core.recipe import Recipe
 from bgremover.core.review import Measured
@@ -214,7 +221,8 @@ class Workshop:
 
         def draw() -> Rendition:
             size = opened(sources.master, "PNG").size
-            with self._memory.taken(budget.rendering(recipe, size, sources.form)):
+            need = budget.rendering(recipe, size, sources.form)
+            with self._memory.taken(need), _drawable():
                 note = render.render(sources, recipe, into).note
             return Rendition(*_sum(into), note)
 
@@ -224,6 +232,8 @@ class Workshop:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         except OSError as error:  # of the file that is written
+            if error.errno is None:  # an encoder's word: it says nothing about this machine
+                raise
             raise local_fault(error, "working on a picture") from error
 
 
@@ -297,6 +307,17 @@ def _readable() -> Iterator[None]:
         yield
     except NotDecoded as error:
         raise Unreadable(f"the picture cannot be decoded: {error}") from error
+
+
+@contextlib.contextmanager
+def _drawable() -> Iterator[None]:
+    """Give all that an encoder raises one name; the machine's faults have theirs already."""
+    try:
+        yield
+    except (BgremoverError, NotDecoded):
+        raise
+    except Exception as error:  # WebP ends at 16,383 pixels, JPEG at 65,500, and each says so
+        raise NotDecoded(f"it cannot be drawn: {error}") from error
 
 
 def _be_nice() -> None:

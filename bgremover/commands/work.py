@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import click
+import structlog
 
 from bgremover.cli import Exit
 from bgremover.commands.common import (
@@ -20,6 +21,7 @@ from bgremover.commands.common import (
     start_logging,
 )
 from bgremover.commands.reread import Reread
+from bgremover.core.errors import SetupError
 from bgremover.core.job import Home, Job, Quarantined, Saved
 from bgremover.core.naming import printable
 from bgremover.daemon import Daemon, Parts
@@ -29,6 +31,7 @@ from bgremover.key import KeySource
 from bgremover.settings import Settings
 from bgremover.wiring import Work, build, count_files
 
+log = structlog.get_logger()
 ASK_ABOVE = 50
 
 
@@ -46,12 +49,21 @@ def run(config: str | None) -> int:
 
 
 async def _watch(reread: Reread) -> None:
-    ended = False
+    ended, before = False, None
     while not ended:
-        settings = reread.settings
+        settings, key = reread.settings, reread.key
         work = Work(Path(settings.folders.inbox), settings.originals)
-        daemon = Daemon(build(settings, work, reread.key), reread=reread)
-        await daemon.run()
+        try:
+            daemon = Daemon(build(settings, work, key), reread=reread)
+            await daemon.run()
+        except SetupError as fault:
+            if before is None:
+                raise
+            hint = "the old settings stay in force; mend this and reload again"
+            log.error("settings.refused", message=fault.message, hint=hint)  # noqa: TRY400
+            (reread.settings, reread.key), before = before, None
+            continue
+        before = settings, key
         ended = daemon.interrupted or not daemon.anew
 
 

@@ -227,6 +227,7 @@ class Job:
     `path` is relative to the inbox, with "/" and surrogate escapes for bytes that are no UTF-8.
     `faults` counts what speaks against the image itself, `crashes` the kills in a row that it was
     in flight at without having come further.
+    `taken`, in the ledger only, says that a step has begun which may kill the program.
     `checked` is the ledger's sequence number at the moment it was last asked for an earlier
     cut-out of the same bytes.
     """
@@ -241,6 +242,7 @@ class Job:
     faults: int = 0
     crashes: int = 0
     checked: int = 0
+    taken: bool = False
     home: Home = CONFIGURED
 
     def to(self, state: State) -> "Job":

@@ -34,8 +34,10 @@ def recovered(job: Job, *, answered: bool, crashed: bool, at: float) -> Job:
         crashed: Whether the earlier run was killed; counts against what was under way then.
         at: When the earlier run is known to have ended, Unix time; now will do.
     """
-    if crashed and not isinstance(job.state, Deferred):
+    waited = isinstance(job.state, Queued | Deferred) and not job.taken
+    if crashed and not waited:
         job = replace(job, crashes=job.crashes + 1)
+    job = replace(job, taken=False)
     match job.state:
         case Submitting():
             attempts = job.attempts if answered else (*job.attempts, _killed(job, at))

@@ -221,7 +221,7 @@ def suspect(job: Job) -> bool:
     must not share the blame. Not while a generation runs: nothing of the image is in this
     program's hands then.
     """
-    harmless = isinstance(resume_point(job.state), Accepted | Saved | Quarantined)
+    harmless = isinstance(resume_point(job.state), Accepted | Quarantined)
     return job.crashes > 0 and not harmless
 
 
@@ -231,7 +231,7 @@ def crash_loop(job: Job) -> bool:
     Not once its cut-out is made: it may lie in the outbox already, and an image ends in one place.
     What is left to do then is done without renditions.
     """
-    made = isinstance(resume_point(job.state), Fetched)
+    made = isinstance(resume_point(job.state), Fetched | Saved)
     return deadly(job) and suspect(job) and not made
 
 

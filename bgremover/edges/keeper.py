@@ -147,7 +147,7 @@ def _remove_report(folder: int, name: str, report: str) -> None:
 
 @contextmanager
 def _opened(root: str, folder: str) -> Iterator[int]:
-    descriptor = os.open(root, _FOLDER)
+    descriptor = os.open(os.path.realpath(root), _FOLDER)
     try:
         for part in filter(None, folder.split("/")):
             inner = os.open(part, _FOLDER, dir_fd=descriptor)

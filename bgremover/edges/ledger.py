@@ -411,6 +411,25 @@ class Ledger:
             (billed.value, outcome, status, request_id, seconds, call_id),
         )
 
+    def end_open_call(self, job: Job) -> None:
+        """Complete the call of a job whose answer came while the ledger could not be written."""
+        row = self._db.execute(
+            "SELECT id, started_at FROM calls WHERE job_id = ? AND billed IS NULL "
+            "ORDER BY id DESC LIMIT 1",
+            (job.id,),
+        ).fetchone()
+        told = job.attempts[-1] if job.attempts else None
+        if row is None or told is None or told.at != row[1] or told.outcome == "accepted":
+            return
+        self.end_call(
+            row[0],
+            billed=told.billed,
+            outcome=told.outcome,
+            status=told.status,
+            request_id=told.request_id,
+            seconds=told.seconds,
+        )
+
     def call(self, call_id: int) -> Call | None:
         """Return one call."""
         return next(self._calls("WHERE id = ?", (call_id,)), None)

@@ -51,6 +51,7 @@ FULL = a_job(
     faults=1,
     crashes=2,
     checked=3,
+    taken=True,
     home=Home("/srv/inbox", "/srv/outbox"),
 )
 

@@ -151,10 +151,13 @@ def test_a_picture_that_was_sent_is_remembered(state: State) -> None:
     ids=lambda state: state.kind,
 )
 def test_a_kill_counts_against_what_was_under_way(state: State) -> None:
-    assert again(a_job(state=state, crashes=1), crashed=True).crashes == 2
-    assert again(a_job(state=state, crashes=1), crashed=False).crashes == 1
+    job = a_job(state=state, crashes=1, taken=isinstance(state, Queued))
+    assert again(job, crashed=True).crashes == 2
+    assert again(job, crashed=False).crashes == 1
 
 
-def test_a_kill_does_not_count_against_what_was_parked() -> None:
-    parked = a_job(state=Deferred(LATER, Queued(), "server_failed"), crashes=1)
-    assert again(parked, crashed=True).crashes == 1
+@pytest.mark.parametrize("state", [Queued(), Deferred(LATER, Queued(), "server_failed")])
+def test_a_kill_does_not_count_against_what_only_waited(state: State) -> None:
+    assert again(a_job(state=state, crashes=1), crashed=True).crashes == 1
+    taken = again(a_job(state=state, crashes=1, taken=True), crashed=True)
+    assert (taken.crashes, taken.taken) == (2, False)

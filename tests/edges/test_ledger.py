@@ -1247,6 +1247,7 @@ ASKED: dict[str, Callable[[Ledger], object]] = {
     "begin_call": lambda ledger: ledger.begin_call(
         pictured(), CallTerms(10_000, Budget(10**12, 10**12), DAY), NOON
     ),
+    "end_open_call": lambda ledger: ledger.end_open_call(pictured(id="job7")),
     "work_alone": lambda ledger: ledger.work_alone("7"),
     "alone": Ledger.alone,
     "call": lambda ledger: ledger.call(7),
