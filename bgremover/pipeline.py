@@ -326,7 +326,8 @@ class Pipeline:
         if intent.call_id is None:
             return replace(job, picture=None).to(Deferred(now + 60, Queued(), TWIN))
         job = job.to(Submitting(intent.call_id))
-        log.info("image.submitted", job=job.id, file=printable(job.path), bytes=upload.size)
+        more = {"note": upload.note} if upload.note else {}
+        log.info("image.submitted", job=job.id, file=printable(job.path), bytes=upload.size, **more)
         began = self._clock.steady()
         try:
             receipt = await self._api.submit(upload)
@@ -467,12 +468,14 @@ class Pipeline:
             report = review_report(job.path, found, made.stats, at=now, version=__version__)
             wished, review = review_path(wished), render(report).decode()
             await asyncio.to_thread(self._folders.move_temp, output_path(job.path), wished, job.id)
+        note = job.picture.note if job.picture else ""
+        notes = (note, *made.notes) if note else made.notes
         told = tuple(f"{doubt.code}: {doubt.message}" for doubt in found)
 
         def write(ledger: Ledger) -> Job:
             ledger.unreserve(job.id)  # an earlier result may have been wished for elsewhere
             output = self._reserve_in(ledger, job, wished)
-            state = Fetched(receipt, output, made.sha256, made.size, made.notes, told, review)
+            state = Fetched(receipt, output, made.sha256, made.size, notes, told, review)
             fetched = job.to(state)
             ledger.put(fetched, now)
             ledger.end_open_call(fetched)

@@ -30,6 +30,7 @@ from bgremover.edges.ideogram import Upload
 from bgremover.edges.pictures import MEDIA_TYPES, verify_result
 from bgremover.studio import budget, finish, intake, render, upload
 from bgremover.studio.opening import NotDecoded, opened
+from bgremover.studio.upload import Prepared
 
 T = TypeVar("T")
 Opened = Callable[[], AbstractContextManager[BinaryIO]]
@@ -133,17 +134,18 @@ class Workshop:
             yield Upload(original, name, MEDIA_TYPES[picture.format], size)
             return
         with self.scratch() as into:
-            media_type = await self._run(lambda: self._prepare(original, picture, into))
+            made = await self._run(lambda: self._prepare(original, picture, into))
             size = into.seek(0, os.SEEK_END)
-            yield Upload(into, name.rpartition(".")[0] + _SUFFIXES[media_type], media_type, size)
+            sent_as = name.rpartition(".")[0] + _SUFFIXES[made.media_type]
+            yield Upload(into, sent_as, made.media_type, size, made.note)
 
-    def _prepare(self, original: BinaryIO, picture: Picture, into: BinaryIO) -> str:
+    def _prepare(self, original: BinaryIO, picture: Picture, into: BinaryIO) -> Prepared:
         limits = self.craft.limits
         found = intake.Look(picture, needs_conversion=True, transparent=picture.transparent)
         options = upload.Options(limits.max_upload_bytes, limits.oversize)
         need = budget.estimate("upload", picture.format, picture.width * picture.height)
         with self._memory.taken(need), _readable():
-            return upload.prepare(original, found, options, into).media_type
+            return upload.prepare(original, found, options, into)
 
     def scratch(self) -> BinaryIO:
         """Return a file without a name, for what need not last.

@@ -134,12 +134,16 @@ class ApiOptions:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An image to send: an open file, what to call it, its media type and its size in bytes."""
+    """An image to send: an open file, what to call it, its media type and its size in bytes.
+
+    `note` tells how it differs from the original, if it does.
+    """
 
     file: BinaryIO
     name: str
     media_type: str
     size: int
+    note: str = ""
 
 
 class Ideogram:

@@ -82,6 +82,22 @@ def test_every_kind_of_picture_comes_back_at_full_size_with_its_own_pixels(
     }
 
 
+def test_what_was_left_out_or_sent_otherwise_is_told(
+    tmp_path: Path, sandbox: RunningSandbox
+) -> None:
+    site = site_of(tmp_path, sandbox)
+    pages = [scene(number) for number in range(3)]
+    buffer = io.BytesIO()
+    pages[0].save(buffer, "TIFF", save_all=True, append_images=pages[1:])
+    site.drop("pages.tif", buffer.getvalue())
+    done = site.command("once")
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    (sent,) = [line for line in lines if line["event"] == "image.submitted"]
+    (kept,) = [line for line in lines if line["event"] == "image.saved"]
+    assert "sent as a PNG" in sent["note"]
+    assert "3" in kept["notes"][0]
+
+
 def test_a_picture_that_lies_on_its_side_comes_back_upright(
     tmp_path: Path, sandbox: RunningSandbox
 ) -> None:
