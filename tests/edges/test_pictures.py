@@ -274,9 +274,9 @@ NO_PALETTE = png(header(1, 1, 8, 3, 0, 0, 0), chunk(b"IDAT", zlib.compress(b"\0\
 SPLIT = zlib.compress(bytes(5))
 BAD: dict[str, tuple[bytes, type[FileFault], str]] = {
     "nothing": (b"", EmptyImage, "0 bytes"),
-    "text": (b"BM and RIFF are words, too", NotAnImage, "b'BM and RIFF '"),
+    "text": (b"BM and RIFF are words, too", NotAnImage, '"BM and RIFF "'),
     "web page": (b"<!DOCTYPE html><p>not found", NotAnImage, "no known picture"),
-    "sound": (riff((b"data", b"x"))[:8] + b"WAVEfmt ", NotAnImage, "b'RIFF"),
+    "sound": (riff((b"data", b"x"))[:8] + b"WAVEfmt ", NotAnImage, '"RIFF'),
     "film": (b"\0\0\0\x18ftypisom" + bytes(40), NotAnImage, "no known picture"),
     "zeros": (bytes(5_000), Truncated, "its 5000 bytes begin with b''"),
     "one byte of a JPEG": (JPEG[:1], Truncated, "its 1 bytes begin with"),
