@@ -3,6 +3,7 @@
     python -m tests.benchmarks.latency [--drops 30] [--together 1000]
 
 A real daemon with the default `watch.settle_seconds`, the stand-in in a process of its own.
+On a local disk a file that is closed and whole is taken before that, so figures may be negative.
 First one file after the other into the idle daemon: from its drop to its POST, less the settle
 time. Then many files at once: from the last drop to the last claim, less the settle time. Then ten
 uploads of 10 MB in flight at once: the most memory the daemon had. Prints; judges nothing.
