@@ -2,10 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import BinaryIO
 
 from bgremover.core.errors import FileFault, Withdrawn
 from bgremover.core.job import Job
@@ -15,9 +13,7 @@ from bgremover.edges.folders import Folders, NameTaken, Temp
 from bgremover.studio.intake import area
 from bgremover.studio.opening import NotDecoded
 from bgremover.studio.render import Sources
-from bgremover.workshop import Rendition, Workshop
-
-Opened = Callable[[], AbstractContextManager[BinaryIO]]
+from bgremover.workshop import Opened, Rendition, Workshop
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ class Craft:
     Args:
         limits: What is taken.
         resolution: original: a cut-out gets the size and the pixels of its original. result: it
-            stays as it came, byte for byte.
+            stays as it came, but for colours that its transparency hides.
         finish: What cut-outs of the original's size are like.
         recipes: What else is made of each.
         memory: How much all work may take at a time, in bytes; one piece of work may take more.

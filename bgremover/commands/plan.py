@@ -34,11 +34,15 @@ LOOKERS = 4
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one image is: its `sha256`, or why it cannot be sent; neither when it is gone."""
+    """What one image is: its `sha256`, or why it cannot be sent; neither when it is gone.
+
+    `passes` when it is transparent already and goes to the outbox without a call.
+    """
 
     path: str
     sha256: str | None = None
     fault: FileFault | Blocked | None = None
+    passes: bool = False
 
 
 @dataclass(slots=True)
@@ -50,6 +54,7 @@ class Plan:
         done: Images whose cut-out is there, or is paid for and free to fetch.
         twins: Images with the same bytes as another one that would be paid for.
         unusable: What would fail: where and why.
+        passing: Images that are transparent already and cost nothing.
         ignored: How many files are left alone for their name or their folder.
         odd: What is left alone and deserves a word: where and why.
     """
@@ -58,6 +63,7 @@ class Plan:
     done: int = 0
     twins: int = 0
     unusable: list[tuple[str, str]] = field(default_factory=list)
+    passing: int = 0
     ignored: int = 0
     odd: list[tuple[str, str]] = field(default_factory=list)
 
@@ -69,6 +75,8 @@ class Plan:
             self.twins += 1
         elif look.sha256 is not None and past.paid(look.sha256):
             self.done += 1
+        elif look.sha256 is not None and look.passes:
+            self.passing += 1
         elif look.sha256 is not None:
             self.fresh.add(look.sha256)
 
@@ -143,7 +151,8 @@ def _planned(settings: Settings, works: list[Work], ledger: Ledger | None) -> Pl
         inbox = open_inbox(settings, work)
         past = _past(settings, inbox, ledger, work.home)
         sightings = _sighted(planned, inbox, work, recursive=settings.watch.recursive)
-        for look in _looks(inbox, sightings, limits(settings)):
+        passes = settings.input.already_transparent == "pass"
+        for look in _looks(inbox, sightings, limits(settings), passes=passes):
             planned.take(look, past, _shown(work, look.path))
     return planned
 
@@ -205,11 +214,13 @@ def _is_regular(path: str) -> bool:
         return False  # gone meanwhile
 
 
-def _looks(inbox: Inbox, sightings: tuple[Sighting, ...], most: intake.Limits) -> Iterator[Look]:
+def _looks(
+    inbox: Inbox, sightings: tuple[Sighting, ...], most: intake.Limits, *, passes: bool
+) -> Iterator[Look]:
     pool = ThreadPoolExecutor(LOOKERS, thread_name_prefix="look")
     try:
         yield from track(
-            pool.map(lambda one: _look(inbox, one, most), sightings),
+            pool.map(lambda one: _look(inbox, one, most, passes=passes), sightings),
             "looking",
             total=len(sightings),
             console=Console(stderr=True),
@@ -220,10 +231,12 @@ def _looks(inbox: Inbox, sightings: tuple[Sighting, ...], most: intake.Limits) -
         pool.shutdown(cancel_futures=True)
 
 
-def _look(inbox: Inbox, one: Sighting, most: intake.Limits) -> Look:
+def _look(inbox: Inbox, one: Sighting, most: intake.Limits, *, passes: bool) -> Look:
     try:
         with inbox.open(one.path, one.identity) as original:
-            return Look(one.path, sha256=intake.look(original, most).picture.sha256)
+            found = intake.look(original, most)
+            passing = passes and found.transparent
+            return Look(one.path, sha256=found.picture.sha256, passes=passing)
     except (FileFault, Blocked) as fault:
         return Look(one.path, fault=fault)
     except Withdrawn:
@@ -238,6 +251,8 @@ def _tell(planned: Plan, settings: Settings, ledger: Ledger | None) -> None:
     _row("to cut out", f"{counted(images)}, ${images * price:.2f}")
     _row("done already", f"{counted(planned.done)}: cut out or paid for before")
     _row("twins", f"{counted(planned.twins)} with the same bytes as one of these: paid for once")
+    if planned.passing:
+        _row("transparent", f"{counted(planned.passing)} already: put into the outbox for nothing")
     _row("unusable", counted(len(planned.unusable)))
     for where, why in planned.unusable:
         click.echo(f"  {where}: {why}")

@@ -140,6 +140,9 @@ def test_what_is_transparent_already_costs_nothing_when_asked(
     cut.putalpha(mask)
     site.drop("cut.png", encoded(cut, "PNG"))
     site.drop("whole.png", encoded(scene(1), "PNG"))
+    planned = site.command("plan").stdout
+    assert "to cut out    1 image, $0.01" in planned
+    assert "transparent   1 image already" in planned
     assert site.command("once").returncode == 0
     assert [payment.file for payment in sandbox.state.payments] == ["whole.png"]
     image = saved(site, "cut.png")
