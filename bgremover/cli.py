@@ -6,10 +6,12 @@ answer at once.
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs
 
+import gc
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 
@@ -41,6 +43,17 @@ _CONFIG = click.option(
 )
 
 
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Look for no garbage while modules load: they stay, and looking takes a tenth of the start."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="bgremover")
 def commands() -> None:
@@ -57,7 +70,8 @@ def commands() -> None:
 @_CONFIG
 def run(config: str | None) -> None:
     """Watch the inbox until SIGTERM or SIGINT."""
-    from bgremover.commands import work
+    with _loading():
+        from bgremover.commands import work
 
     sys.exit(work.run(config))
 
@@ -82,7 +96,8 @@ def once(source: tuple[Path, ...], out: Path | None, yes: bool, config: str | No
     Exit code 1 when some images were quarantined or left, 69 when the account or the service
     does not let work go on.
     """
-    from bgremover.commands import work
+    with _loading():
+        from bgremover.commands import work
 
     if bool(source) != bool(out):
         raise click.UsageError("SOURCE and -o DEST go together: bgremover once photos -o cut-outs")

@@ -24,7 +24,6 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import SkipJsonSchema
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from bgremover.core.answer import host_of, is_own_host
 from bgremover.core.naming import printable
@@ -496,10 +495,10 @@ class RetentionSettings(_Section):
     )
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Every key is optional; unknown keys are mistakes."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, title="bgremover configuration")
+    model_config = ConfigDict(extra="forbid", frozen=True, title="bgremover configuration")
 
     folders: FolderSettings = FolderSettings()
     originals: Literal["archive", "keep", "delete"] = Field(
@@ -519,18 +518,6 @@ class Settings(BaseSettings):
     retention: RetentionSettings = RetentionSettings()
     source: SkipJsonSchema[Path | None] = None
     """The file that was read, if any. No key of the configuration."""
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic-settings'
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the same
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the same
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the same
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take only what is handed over: `parse_settings` has put file and environment together."""
-        return (init_settings,)
 
 
 def keys() -> dict[str, FieldInfo]:
