@@ -141,6 +141,7 @@ class Dispatcher:
         self._running: dict[Lane, set[asyncio.Task[None]]] = {lane: set() for lane in Lane}
         self._answered: dict[str, bool] = {}
         self._alone: str | None = None
+        self._crashed: set[str] = set()
         self._woken: set[str] = set()
         self._parked: dict[str, Job] = {}
         self._moments: list[tuple[float, int, str]] = []
@@ -166,6 +167,8 @@ class Dispatcher:
 
     def resume(self, job: Job) -> None:
         """Take over a job of an earlier run."""
+        if job.crashes:
+            self._crashed.add(job.id)
         if verdict.crash_loop(job):
             fault = CrashLoop(f"the program was killed {job.crashes} times while it worked on this")
             self._tell_verdict(job, verdict.Quarantine(fault), fault)
@@ -281,6 +284,8 @@ class Dispatcher:
         return True
 
     def _suspects(self) -> Iterator[Job]:
+        if not self._crashed:  # asked at every bell: the lanes are not walked through for nothing
+            return iter(())
         lanes = (Lane.FINISH, Lane.PREPARE, Lane.SEND)
         return (job for lane in lanes for job in self._lanes[lane] if verdict.suspect(job))
 
@@ -491,6 +496,7 @@ class Dispatcher:
                 self.tally.quarantined += 1
             case _:
                 pass
+        self._crashed.discard(job.id)
         self.observed.rested(job)
         self._told(job)
         self._wake_twins()

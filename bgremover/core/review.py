@@ -1,7 +1,10 @@
 """What measured numbers say about a cut-out: is it plausible, or should a person look at it?"""
 
+import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Literal
 
 from bgremover.core.naming import printable
@@ -142,26 +145,27 @@ def islands(rows: Sequence[bytes], threshold: int = 128) -> int:
     Returns:
         How many groups of pixels there are that touch each other, at corners too.
     """
-    before: list[tuple[int, int, int]] = []
+    foreground = bytes(value >= threshold for value in range(256))
+    before: list[_Run] = []
     parents: list[int] = []
     for row in rows:
         here = []
-        for start, end in _runs(row, threshold):
-            touched = [label for left, right, label in before if left <= end and right >= start]
-            label = _joined(parents, touched)
-            here.append((start, end, label))
+        for found in _STRETCH.finditer(row.translate(foreground)):
+            touched = [label for _, _, label in _touching(before, *found.span())]
+            here.append((*found.span(), _joined(parents, touched)))
         before = here
     return sum(parent == label for label, parent in enumerate(parents))
 
 
-def _runs(row: bytes, threshold: int) -> list[tuple[int, int]]:
-    """Return the stretches of foreground: first pixel, and the one after the last."""
-    edges = [
-        0,
-        *(x for x in range(1, len(row)) if (row[x] < threshold) != (row[x - 1] < threshold)),
-    ]
-    ends = [*edges[1:], len(row)]
-    return [(x, end) for x, end in zip(edges, ends, strict=True) if row and row[x] >= threshold]
+_Run = tuple[int, int, int]
+"""A stretch of foreground: its first pixel, the one after its last, and its piece."""
+
+_STRETCH = re.compile(rb"\x01+")
+
+
+def _touching(runs: list[_Run], start: int, end: int) -> list[_Run]:
+    first = bisect_left(runs, start, key=itemgetter(1))
+    return runs[first : bisect_right(runs, end, lo=first, key=itemgetter(0))]
 
 
 def _joined(parents: list[int], labels: list[int]) -> int:

@@ -384,7 +384,7 @@ class Ideogram:
 
     async def _stream(self, response: httpx.Response, into: BinaryIO) -> int:
         options, loop = self._options, asyncio.get_running_loop()
-        began, size = loop.time(), 0
+        began, size, gathered = loop.time(), 0, bytearray()
         async for chunk in response.aiter_raw():
             size += len(chunk)
             if size > options.max_result_bytes:
@@ -392,10 +392,14 @@ class Ideogram:
                     f"the result has more than {options.max_result_bytes} bytes",
                     billed=Billed.YES,
                 )
-            await _write(into, chunk)
+            gathered += chunk
+            if len(gathered) >= CHUNK:
+                await _write(into, gathered)
+                gathered = bytearray()
             owed = loop.time() - began - options.connect_timeout_seconds
             if size < owed * options.min_bytes_per_second:
                 raise LinkFailed("the result comes too slowly", billed=Billed.YES)
+        await _write(into, gathered)
         return size
 
 
@@ -444,16 +448,17 @@ class _Body(httpx.AsyncByteStream):
         yield self._tail
 
     async def _file(self) -> AsyncIterator[bytes]:
-        left = self._upload.size
-        await self._rewind()
-        while left:
-            chunk = await self._read(min(CHUNK, left))
+        at, size = 0, self._upload.size
+        while at < size:
+            left = size - at
+            # With the last piece one byte is asked for that should not be there.
+            chunk = await self._piece(at, min(CHUNK, left) + (left <= CHUNK))
             if not chunk:
                 raise Replaced("the file became shorter while it was sent")
-            left -= len(chunk)
+            if len(chunk) > left:
+                raise Replaced("the file became longer while it was sent")
+            at += len(chunk)
             yield chunk
-        if await self._read(1):
-            raise Replaced("the file became longer while it was sent")
 
     async def trace(self, event: str, info: Mapping[str, Any]) -> None:
         """Keep the kernel from swallowing a whole image before the network has taken it.
@@ -476,13 +481,15 @@ class _Body(httpx.AsyncByteStream):
         if self._plain is not None and self._plain.get_extra_info("is_readable"):
             raise httpcore.WriteError("the server answers already")
 
-    async def _rewind(self) -> None:
-        with _naming("reading the original"):
-            await asyncio.to_thread(self._upload.file.seek, 0)
+    async def _piece(self, at: int, size: int) -> bytes:
+        file = self._upload.file
 
-    async def _read(self, size: int) -> bytes:
+        def read() -> bytes:
+            file.seek(at)
+            return file.read(size)
+
         with _naming("reading the original"):
-            return await asyncio.to_thread(self._upload.file.read, size)
+            return await asyncio.to_thread(read)
 
 
 class _PublicOnly:
@@ -546,11 +553,14 @@ def _decoded(raw: bytes, coding: str) -> bytes:
         return b""
 
 
-async def _write(into: BinaryIO, chunk: bytes) -> None:
-    left = memoryview(chunk)
-    with _naming("writing the result"):
+async def _write(into: BinaryIO, content: bytearray) -> None:
+    def write() -> None:
+        left = memoryview(content)
         while left:
-            left = left[await asyncio.to_thread(into.write, left) :]
+            left = left[into.write(left) :]
+
+    with _naming("writing the result"):
+        await asyncio.to_thread(write)
 
 
 @contextlib.contextmanager
