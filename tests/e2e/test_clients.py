@@ -4,6 +4,7 @@ Sweeps are five minutes apart, so that what is found is found by events; a clien
 there is named where it is not.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -343,4 +344,72 @@ def test_files_over_webdav(trip: Trip) -> None:
         for name in trip.dropped:
             url = f"http://127.0.0.1:{port}/{name}"
             trip.run("curl", "--silent", "--fail", "--limit-rate", "200k", "-T", name, url)
+        trip.arrived()
+
+
+SYNCTHING = """
+<configuration version="36">
+  <folder id="inbox" path="{folder}" type="{kind}" rescanIntervalS="60" fsWatcherEnabled="true"
+      fsWatcherDelayS="1">
+    {devices}
+    <maxConflicts>0</maxConflicts>
+  </folder>
+  {addresses}
+  <gui enabled="false"/>
+  <options>
+    <listenAddress>tcp://127.0.0.1:{port}</listenAddress>
+    <globalAnnounceEnabled>false</globalAnnounceEnabled>
+    <localAnnounceEnabled>false</localAnnounceEnabled>
+    <relaysEnabled>false</relaysEnabled>
+    <natEnabled>false</natEnabled>
+    <reconnectionIntervalS>2</reconnectionIntervalS>
+    <urAccepted>-1</urAccepted>
+    <crashReportingEnabled>false</crashReportingEnabled>
+    <autoUpgradeIntervalH>0</autoUpgradeIntervalH>
+    <startBrowser>false</startBrowser>
+  </options>
+</configuration>
+"""
+
+
+@contextmanager
+def syncthing(trip: Trip) -> Iterator[None]:
+    """Keep the inbox as the source is, by two daemons that know only each other."""
+    ends = {trip.source: "sendonly", trip.site.inbox: "receiveonly"}
+    homes = [trip.site.root / kind for kind in ends.values()]
+    ports = [free_port() for _ in ends]
+    ids = [_made_known(home) for home in homes]
+    addresses = "".join(
+        f'<device id="{one}"><address>tcp://127.0.0.1:{port}</address></device>'
+        for one, port in zip(ids, ports, strict=True)
+    )
+    devices = "".join(f'<device id="{one}"/>' for one in ids)
+    with contextlib.ExitStack() as stack:
+        for home, port, (folder, kind) in zip(homes, ports, ends.items(), strict=True):
+            folder.mkdir(exist_ok=True)
+            (folder / ".stfolder").mkdir()
+            told = {"folder": folder, "kind": kind, "port": port}
+            text = SYNCTHING.format(devices=devices, addresses=addresses, **told)
+            (home / "config.xml").write_text(text)
+            command = ["syncthing", "serve", "--home", str(home), "--no-browser", "--no-restart"]
+            stack.enter_context(serving(command, port, home / "log"))
+        yield
+
+
+def _made_known(home: Path) -> str:
+    """Make the key of a new daemon; return what the other one knows it by."""
+
+    def ask(*words: str) -> str:
+        command = ["syncthing", *words, "--home", str(home)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        return done.stdout.strip()
+
+    ask("generate", "--no-default-folder")
+    return ask("--device-id")
+
+
+@needs("syncthing")
+def test_files_and_folders_that_syncthing_keeps_the_same(trip: Trip) -> None:
+    trip.pack("a.jpg", "shoes/b.jpg", "shoes/red/c.jpg", large=True)
+    with syncthing(trip):
         trip.arrived()
