@@ -113,13 +113,13 @@ def as_it_came(size: tuple[int, int], result: BinaryIO, into: BinaryIO) -> Finis
         LocalFault: This machine cannot read the file now, or has not the memory.
     """
     cut = _with_alpha(upright(result, "PNG"))
-    clean = _cleared(cut.copy())
-    if ImageChops.difference(cut.convert("RGBA"), clean.convert("RGBA")).getbbox(alpha_only=False):
-        save_png(clean, into, {}, cut.info.get("icc_profile"))
+    stats = _measured(size, cut, matches=None)
+    if _hides_colours(cut):
+        profile = cut.info.get("icc_profile")
+        save_png(_cleared(cut), into, {}, profile)
     else:
         result.seek(0)
         shutil.copyfileobj(result, into, 1 << 20)
-    stats = _measured(size, cut, matches=None)
     return Finished(cut.width, cut.height, stats, _notes(stats))
 
 
@@ -251,6 +251,20 @@ def _cleared(cut: Image.Image) -> Image.Image:
         if gone.getbbox():
             cut.paste((0, 0, 0, 0), box, gone)
     return cut
+
+
+def _hides_colours(cut: Image.Image) -> bool:
+    return any(_hides(cut.crop(box)) for box in _tiles(cut.size))
+
+
+def _hides(tile: Image.Image) -> bool:
+    matte = tile.getchannel("A")
+    if _range(matte)[0] > 0:
+        return False
+    colours = tile.convert("RGB" if tile.mode == "RGBA" else "L")
+    hidden = Image.new(colours.mode, colours.size)
+    hidden.paste(colours, mask=matte.point(_GONE))
+    return hidden.getbbox() is not None
 
 
 # --- what is measured -----------------------------------------------------------------------
