@@ -65,6 +65,7 @@ LONGEST_SILENCE = 30.0
 REDIRECTS = 3
 SLOWEST_BYTES_PER_SECOND = 1000.0
 _LONGEST_NAME = 100
+_KEPT_ALIVE = 8
 
 _V1 = "/v1/remove-background"
 _V2 = "/v2/image/remove-background/ideogram-1"
@@ -111,7 +112,7 @@ class ApiOptions:
         connect_timeout_seconds: Longest wait for a connection.
         read_timeout_seconds: Longest wait for the answer once an upload is out.
         link_hosts: Where results may be fetched from; see `core.answer.check_link`.
-        connections: Most connections for uploads, and again for everything else.
+        connections: Most connections for polls and results; each upload has one of its own.
         ca_bundle: File with the certificates to trust, PEM; None for the usual ones.
         proxy: Address of the proxy for everything; None for what the environment says. A secret.
         max_result_bytes: A larger result is not fetched.
@@ -170,24 +171,22 @@ class Ideogram:
         self._base = options.base_url.rstrip("/")
         self._key = key
         self._clock = clock
-        tls = _trusted(options.ca_bundle)
+        self._transport = transport
+        self._tls = _trusted(options.ca_bundle)
         try:
-            self._uploads = self._client(tls, transport, kept_alive=0)
-            self._others = self._client(tls, transport, kept_alive=options.connections)
+            self._others = self._client(kept_alive=_KEPT_ALIVE)
         except (OSError, ImportError, ValueError, httpx.InvalidURL) as error:
             raise SetupError(
                 "the network cannot be set up from api.proxy and the environment (*_PROXY): "
                 f"{type(error).__name__}"
             ) from error
 
-    def _client(
-        self, tls: ssl.SSLContext, transport: httpx.AsyncBaseTransport | None, *, kept_alive: int
-    ) -> httpx.AsyncClient:
+    def _client(self, *, kept_alive: int) -> httpx.AsyncClient:
         options = self._options
         return httpx.AsyncClient(
-            verify=tls,
+            verify=self._tls,
             proxy=options.proxy,
-            transport=transport,
+            transport=self._transport,
             headers={"User-Agent": f"bgremover/{__version__}", "Accept-Encoding": "identity"},
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             limits=httpx.Limits(
@@ -198,7 +197,6 @@ class Ideogram:
 
     async def aclose(self) -> None:
         """Close all connections. May be called more than once."""
-        await self._uploads.aclose()
         await self._others.aclose()
 
     async def submit(self, upload: Upload) -> Receipt:
@@ -293,7 +291,7 @@ class Ideogram:
     ) -> tuple[_Raw, float]:
         options, loop = self._options, asyncio.get_running_loop()
         began = loop.time()
-        # A free connection, TCP and TLS may each take the whole time for a connection.
+        # TCP, a proxy and TLS may each take the whole time for a connection.
         connecting = 3 * options.connect_timeout_seconds
         sending = upload.size / options.min_bytes_per_second
         body, identity = _Body(upload, fields), self._identity()
@@ -302,8 +300,11 @@ class Ideogram:
                 body.on_sent = lambda: deadline.reschedule(
                     loop.time() + options.read_timeout_seconds
                 )
-                request = self._upload_request(path, body, identity)
-                answer = await self._answer(self._uploads, request)
+                # Of its own, so that no connection is used twice; and a pool asks each of its
+                # connections how it is whenever one comes or goes.
+                async with self._client(kept_alive=0) as client:
+                    request = self._upload_request(client, path, body, identity)
+                    answer = await self._answer(client, request)
         except BgremoverError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it was, only `sent` tells the charge
@@ -312,7 +313,7 @@ class Ideogram:
         return answer, loop.time() - began
 
     def _upload_request(
-        self, path: str, body: "_Body", identity: Mapping[str, str]
+        self, client: httpx.AsyncClient, path: str, body: "_Body", identity: Mapping[str, str]
     ) -> httpx.Request:
         options = self._options
         timeout = httpx.Timeout(
@@ -321,7 +322,7 @@ class Ideogram:
             pool=options.connect_timeout_seconds,
             write=options.connect_timeout_seconds + CHUNK / options.min_bytes_per_second,
         )
-        return self._uploads.build_request(
+        return client.build_request(
             "POST",
             self._base + path,
             headers={**identity, **body.headers},
