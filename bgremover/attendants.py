@@ -227,7 +227,7 @@ class Crier:
         condition: Says what holds for the whole line now.
         figures: Gives the sums for the digest.
         clock: Both clocks.
-        commands: Takes each happening.
+        commands: Takes each happening, but for cut-outs that were put aside.
         targets: Take each message.
         events: What the targets are told of.
         quiet: Seconds between two messages about the same.
@@ -269,7 +269,8 @@ class Crier:
             log.exception("attendant.failed", name=self.name, job=job.id)
 
     def _happened(self, happening: Happening) -> None:
-        self._commands(happening)
+        if not happening.aside:
+            self._commands(happening)
         if self._targets and happening.kind in self._events:
             self._desk = gathered(self._desk, happening, self._clock.steady())
 

@@ -56,7 +56,8 @@ def _loading() -> Iterator[None]:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="bgremover")
-def commands() -> None:
+@click.pass_context
+def commands(context: click.Context) -> None:
     """Watch a folder; bring every image dropped there back without its background.
 
     Images dropped into the inbox are sent to Ideogram's Remove Background API and come back as
@@ -64,6 +65,8 @@ def commands() -> None:
 
     Start with `bgremover demo`, which needs neither a key nor the network.
     """
+    if os.environ.get("NO_COLOR"):
+        context.color = False
 
 
 @commands.command()
@@ -120,7 +123,7 @@ def plan(source: tuple[Path, ...], config: str | None) -> None:
     sys.exit(planning.plan(config, source))
 
 
-@commands.command()
+@commands.command(short_help="Find every mistake in configuration and set-up, with its remedy.")
 @click.option("--online", is_flag=True, help="Also prove the key to the API, without paying.")
 @_CONFIG
 def check(online: bool, config: str | None) -> None:
@@ -133,7 +136,7 @@ def check(online: bool, config: str | None) -> None:
     sys.exit(care.check(config, online=online))
 
 
-@commands.command()
+@commands.command(short_help="Show state, queue, spend and the latest failures.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @_CONFIG
 def status(as_json: bool, config: str | None) -> None:
@@ -146,7 +149,7 @@ def status(as_json: bool, config: str | None) -> None:
     sys.exit(looking.status(config, as_json=as_json))
 
 
-@commands.command()
+@commands.command(short_help="Tell why a file of the inbox is taken or not.")
 @click.argument("path", type=click.Path(path_type=Path))
 @_CONFIG
 def explain(path: Path, config: str | None) -> None:
@@ -188,7 +191,7 @@ def backup(destination: Path, config: str | None) -> None:
     sys.exit(copying.backup(config, destination))
 
 
-@commands.command()
+@commands.command(short_help="List every charge: when, for which file, what it cost.")
 @click.option("--month", metavar="YYYY-MM", help="Only this local month.")
 @click.option("--csv", "as_csv", is_flag=True, help="CSV on stdout.")
 @_CONFIG
@@ -232,7 +235,9 @@ def render(name: tuple[str, ...], missing: bool, config: str | None) -> None:
 
     GLOB is the path of a cut-out in the outbox: 'shoes/*.png'; without it, all. What is made is
     told by output.renditions. Nothing is overwritten: what lies there already and is the same
-    counts as made, something else keeps its name.
+    stays, something else keeps its name.
+
+    Exit code 1 when nothing matches, or something cannot be made.
     """
     from bgremover.commands import render as rendering
 
@@ -248,7 +253,7 @@ def init(folder: Path) -> None:
     sys.exit(care.init(folder))
 
 
-@commands.command()
+@commands.command(short_help="Run the whole pipeline on sample pictures: no key, no cost.")
 @click.argument(
     "folder", default="bgremover-demo", metavar="[DIR]", type=click.Path(path_type=Path)
 )

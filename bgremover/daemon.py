@@ -43,7 +43,8 @@ HUNG_SWEEP_SECONDS = 3600.0
 class Standing:
     """How things stand, in words and as data.
 
-    `limits` says how long a step of each phase may take, in seconds.
+    `limits` says how long a step of each phase may take, in seconds; `listen` where the endpoint
+    is, if there is one.
     """
 
     dispatcher: Dispatcher
@@ -51,6 +52,7 @@ class Standing:
     lookout: Lookout
     clock: Clock
     limits: Mapping[str, float]
+    listen: str | None = None
 
     def line(self) -> str:
         """Return the state in one line, for systemd."""
@@ -92,10 +94,12 @@ class Standing:
                 "waiting": self._waiting,
                 "in_flight": self.dispatcher.in_flight,
                 "deferred": self.dispatcher.deferred,
+                "held": self.intake.held,
             },
             "ailment": "; ".join(ill) or None,
             "ailments": ill,
             "pid": os.getpid(),
+            "listen": self.listen,
         }
 
     def ailments(self) -> list[str]:
@@ -122,15 +126,15 @@ class Standing:
             look_age=now - looked_at if looked_at is not None else 0.0,
             sweep_age=self.intake.sweep_age,
             sweep_seconds=self.intake.sweep_seconds,
-            steps=self._steps(now),
+            steps=self._steps(),
             pause=pause.reason if pause else None,
             free=self.dispatcher.observed.free,
         )
 
-    def _steps(self, now: float) -> Iterator[Step]:
+    def _steps(self) -> Iterator[Step]:
         for step in self.dispatcher.observed.under_way.values():
             name = f"{step.phase} of {printable(step.path)}"
-            yield Step(name, now - step.began, self.limits[step.phase])
+            yield Step(name, step.still(), self.limits[step.phase])
 
     @property
     def _waiting(self) -> int:
@@ -248,13 +252,18 @@ class Daemon:
         for job in jobs:
             parts.intake.resume(job.path)
             parts.dispatcher.resume(job)
-        if parts.kept and not self._until_idle:
+        if not self._until_idle:
             await self._keep_out_saved()
 
     async def _keep_out_saved(self) -> None:
         parts = self._parts
-        saved = await parts.scribe.do(lambda ledger: list(ledger.saved(parts.home)))
-        for job in await asyncio.to_thread(_still_there, saved, parts.folders):
+        asked = Ledger.saved if parts.kept else Ledger.staying
+        saved = await parts.scribe.do(lambda ledger: list(asked(ledger, parts.home)))
+        there = await asyncio.to_thread(_still_there, saved, parts.folders)
+        if not parts.kept:
+            await parts.intake.keep_out_own(there)
+            return
+        for job in there:
             parts.intake.keep_out(job.path, job.identity)
 
     def _listen_to_signals(self) -> None:

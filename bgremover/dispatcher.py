@@ -49,7 +49,7 @@ from bgremover.core.report import error_report, render
 from bgremover.edges.inbox import Sighting
 from bgremover.intake import Intake
 from bgremover.pipeline import ACCEPTED, GENERATING, TWIN, Pipeline, Trouble
-from bgremover.timing import Bell, Clock
+from bgremover.timing import STEP, Bell, Clock, Progress
 
 log = structlog.get_logger()
 
@@ -371,7 +371,9 @@ class Dispatcher:
         self.bell.ring()
 
     async def _work(self, job: Job, started: float) -> None:
-        self.observed.began(job, started)
+        progress = Progress(self._clock.steady)
+        STEP.set(progress)
+        self.observed.began(job, started, progress.still)
         alone = self._alone == job.id
         if alone:
             await self._pipeline.work_alone(job.id)

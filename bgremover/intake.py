@@ -11,13 +11,13 @@ next sweeps come sooner.
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from bgremover.core.errors import LocalFault
-from bgremover.core.job import Identity
+from bgremover.core.job import Identity, Job
 from bgremover.core.naming import printable
 from bgremover.core.settling import (
     Patience,
@@ -81,7 +81,8 @@ class Intake:
         clock: Both clocks.
         claim: Called with a settled file; says whether it was taken.
         rhythm: How often the folder is swept.
-        trust_ctime: Whether change times are of this machine's clock: local file systems only.
+        trust_ctime: Whether change times are of this machine's clock: local file systems only. May
+            be set anew: a share may be mounted later.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Intake:
         self._inbox = inbox
         self._patience = patience
         self._rhythm = rhythm
-        self._trust_ctime = trust_ctime
+        self.trust_ctime = trust_ctime
         self._clock = clock
         self._claim = claim
         self._watched: dict[str, Watched] = {}
@@ -118,6 +119,7 @@ class Intake:
         self._told: set[tuple[str, str]] = set()
         self.folders = 0
         self.lying = 0
+        self.held = 0
         self.sweeps = 0
         self.missed = 0
         self.last_sweep_seconds = 0.0
@@ -170,6 +172,16 @@ class Intake:
     def keep_out(self, path: str, identity: Identity) -> None:
         """Take note that this very file needs nothing any more, though it stays in the inbox."""
         self._done.add(_fingerprint(path, identity))
+
+    async def keep_out_own(self, jobs: Sequence[Job]) -> None:
+        """Take note of jobs of earlier runs whose folders keep their originals by their own wish.
+
+        The others that stayed are looked at again: what kept them there may be over.
+        """
+        kept = await asyncio.to_thread(self._inbox.keeping, [job.path for job in jobs])
+        for job in jobs:
+            if job.path in kept:
+                self.keep_out(job.path, job.identity)
 
     def let_go(self, path: str) -> None:
         """Forget the claim of `path`; whatever lies there now is looked at again."""
@@ -283,6 +295,7 @@ class Intake:
             self._count_missed(sweep, wall)
             self.folders, self.lying, self._more = sweep.folders, sweep.more, bool(sweep.more)
             self._all_seen = not (sweep.more or self._wished)
+            self.held = sweep.held
             self.sweeps += 1
         self.last_sweep_seconds = now - began
         self._last_sweep = self._ended = now
@@ -326,7 +339,7 @@ class Intake:
         return one.identity.ctime_ns / 1e9 < began - EVENT_SECONDS
 
     def _is_told_of(self, path: str) -> bool:
-        told = self._rhythm.events and self._trust_ctime
+        told = self._rhythm.events and self.trust_ctime
         return told and not any(path.startswith(folder) for folder in self._rhythm.polled)
 
     def _is_known(self, path: str, identity: Identity) -> bool:
@@ -360,7 +373,7 @@ class Intake:
             self._watch(one.path, self._sighted(self._watched.get(one.path), one, now))
 
     def _sighted(self, before: Watched | None, one: Sighting, now: float) -> Watched:
-        age = self._clock.wall() - one.identity.ctime_ns / 1e9 if self._trust_ctime else 0.0
+        age = self._clock.wall() - one.identity.ctime_ns / 1e9 if self.trust_ctime else 0.0
         return sighted(before, one.identity, now, self._patience, quiet=age)
 
     def _watch(self, path: str, watched: Watched) -> None:

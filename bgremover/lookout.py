@@ -158,6 +158,8 @@ class Lookout:
     async def _arm(self, ground: _Ground) -> None:
         await self.stop()
         self._ground, self._suspected_at = ground, None
+        local = all(mounts.trustworthy(mount.fs_type) for mount in ground.shown)
+        self._inbox.leases = self._intake.trust_ctime = local
         self._untold = self._without_events(ground)
         if self._untold.folders != EVERYTHING:
             loop = asyncio.get_running_loop()

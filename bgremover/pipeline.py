@@ -43,15 +43,16 @@ from bgremover.core.job import (
     Saved,
     Submitting,
 )
-from bgremover.core.naming import candidates, output_path, printable
+from bgremover.core.naming import candidates, counted, output_path, printable
 from bgremover.core.report import render
-from bgremover.core.review import Review, doubts, review_path, review_report
+from bgremover.core.review import doubts, review_path, review_report
+from bgremover.core.terms import OutputTerms
 from bgremover.core.verdict import deadly
 from bgremover.edges.folders import Folders, NameTaken, Temp
 from bgremover.edges.ideogram import Upload
 from bgremover.edges.inbox import Inbox
 from bgremover.edges.ledger import CallTerms, Ledger, Scribe
-from bgremover.renditions import Renderer, Renditions
+from bgremover.renditions import Renderer, Renditions, recipes_of
 from bgremover.timing import Clock
 from bgremover.workshop import Made, Workshop
 
@@ -62,10 +63,14 @@ TWIN = "twin"
 GENERATING = "generating"
 ACCEPTED = "accepted"
 KNOWN = "known"
+HELD = "held"
+LOST = "lost"
 _FIRST_POLL = 0.5
 _SLOWEST_POLL = 5.0
 NOTHING_PAID = Receipt(None, None, 0.0, None)
-"""Of an image that is transparent already: it goes to the outbox without a call."""
+"""Of a cut-out that was made without a call: of an original that is transparent already, or of
+another cut-out of the same bytes."""
+RESULT_GONE = "what came back is gone: this is made of a cut-out of the original's size"
 
 
 class RemovalService(Protocol):
@@ -94,8 +99,8 @@ class Terms:
         price: What a call costs, in millionths of a US dollar.
         budget: What may be spent.
         unknown_sends: How often an image is sent again after an unknown charge.
+        output: What cut-outs are like, where their folder does not say.
         passes: Whether originals that are transparent already are not sent.
-        review: What happens to results that are not plausible.
     """
 
     originals: Literal["archive", "keep", "delete"]
@@ -103,8 +108,8 @@ class Terms:
     price: int
     budget: Budget
     unknown_sends: int
+    output: OutputTerms
     passes: bool = False
-    review: Review = "warn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +214,11 @@ class Pipeline:
         known, checked = await self._scribe.do(write, durable=False)
         if known:
             return await self.record(job.to(Released(KNOWN)))
+        asked = await self._asked(job)
+        if asked is None:
+            return await self.record(job.to(Released(HELD)))
         picture = await self._workshop.look(self._original(job))
-        job = replace(job, picture=picture, checked=checked)
+        job = replace(asked, picture=picture, checked=checked)
         if reused := await self._reuse(job):
             return reused
         if self._passes(picture):
@@ -218,6 +226,21 @@ class Pipeline:
         # From here on it waits: it is not to blame if the program dies meanwhile.
         await self._scribe.do(lambda ledger: ledger.put(job, now), durable=False)
         return job
+
+    async def _asked(self, job: Job) -> Job | None:
+        """Return the job with what its folder asks of its cut-out now.
+
+        Returns:
+            None when what the folder says is wrong, and nothing was asked of the API yet: the
+            image is found again when it is mended. Else the job as it was.
+        """
+        held = await asyncio.to_thread(self._inbox.terms, job.path)
+        if held.held is not None:
+            return job if job.attempts else None
+        return replace(job, terms=held.output.over(self._terms.output))
+
+    def _agreed(self, job: Job) -> OutputTerms:
+        return job.terms or self._terms.output  # what `rebuild` has found has none
 
     async def take_up(self, job: Job) -> None:
         """Note that an image that was put off is worked on again."""
@@ -234,7 +257,8 @@ class Pipeline:
     async def _pass_on(self, job: Job, picture: Picture) -> Job:
         """Make the cut-out of an original that has no background any more: nothing is paid."""
         async with self._temp(job) as temp:
-            made = await self._workshop.pass_on(self._original(job), picture, temp.file)
+            terms = self._agreed(job)
+            made = await self._workshop.pass_on(self._original(job), picture, temp.file, terms)
             return await self._keep(job, NOTHING_PAID, temp, made)
 
     async def _reuse(self, job: Job) -> Job | None:
@@ -244,15 +268,21 @@ class Pipeline:
             lambda ledger: (ledger.cut_outs(sha256), ledger.receipts(sha256, job.home))
         )
         found: list[Receipt | None] = [*receipts]
-        # Its own cut-out first: twins that stay in the inbox would copy each other's at each run.
-        own = (job.home, job.path)
-        for one in sorted(earlier, key=lambda one: (one.home, one.path) != own):
+        for one in sorted(earlier, key=lambda one: (not _own(one, job), not self._fits(one, job))):
             if not isinstance(one.state, Saved):
                 continue
             if reused := await self._reuse_one(job, one, one.state):
                 return reused
             found.append(one.state.receipt)
         return self._paid_before(job, found)
+
+    def _fits(self, earlier: Job, job: Job) -> bool:
+        """Tell whether an earlier cut-out is as this image's is to be.
+
+        Its own always is: what lies there already stays as it is, and twins that stay in the
+        inbox would else copy each other's at each run.
+        """
+        return _own(earlier, job) or self._agreed(earlier).serves(self._agreed(job))
 
     async def _reuse_one(self, job: Job, earlier: Job, cut_out: Saved) -> Job | None:
         same_home = earlier.home == job.home
@@ -262,13 +292,36 @@ class Pipeline:
         )
         if not there:
             return None
-        output = cut_out.output
-        if not (same_home and earlier.path == job.path):
-            aside = self._terms.review == "move" and cut_out.doubts
-            wished = output_path(job.path)
-            output = await self._serve_copy(job, source, review_path(wished) if aside else wished)
-        saved = replace(cut_out, output=output, reused=True, filed=False, left=False)
-        return await self.record(job.to(saved))
+        terms, output, own = self._agreed(job), cut_out.output, _own(earlier, job)
+        # What is put aside needs the report of what was measured, which was not kept.
+        aside = terms.review == "move" and cut_out.doubts and not own
+        if aside or not self._fits(earlier, job):
+            return await self._make_anew(job, source, earlier)
+        if not own:
+            output = await self._serve_copy(job, source, output_path(job.path))
+        doubts = () if terms.review == "off" else cut_out.doubts
+        saved = replace(cut_out, output=output, doubts=doubts, reused=True, filed=False, left=False)
+        # What it was made by stays known, for those who are served with it.
+        terms = replace(self._agreed(earlier), renditions=terms.renditions)
+        return await self.record(replace(job, terms=terms).to(saved))
+
+    async def _make_anew(self, job: Job, source: str, earlier: Job) -> Job | None:
+        """Make the cut-out of one that was made of the same bytes by other terms.
+
+        Not of its link: that may be dead before its time, and to pay once more is no way to serve
+        what is there.
+        """
+        terms, made_by, picture = self._agreed(job), self._agreed(earlier), job.picture
+        file = await asyncio.to_thread(self._folders.cut_out, source)
+        if picture is None or file is None:
+            return None
+        with file:
+            async with self._temp(job) as temp:
+                original, made_of = self._original(job), (file, made_by)
+                made = await self._workshop.make_anew(original, picture, made_of, temp.file, terms)
+                if (made_by.resolution, terms.resolution) == ("original", "result"):
+                    made = replace(made, notes=(RESULT_GONE, *made.notes))
+                return await self._keep(job, NOTHING_PAID, temp, made)
 
     def _paid_before(self, job: Job, receipts: list[Receipt | None]) -> Job | None:
         now = self._clock.wall()
@@ -300,11 +353,15 @@ class Pipeline:
         if picture is None:
             raise ValueError("an image is inspected before it is sent")
         if job.unknown_calls > self._terms.unknown_sends:
+            calls = counted(job.unknown_calls, "call")
             raise UnknownCharge(
-                f"{job.unknown_calls} calls for this image ended without a usable answer",
-                billed=Billed.UNKNOWN,
+                f"{calls} for this image ended without a usable answer", billed=Billed.UNKNOWN
             )
-        if self._passes(picture):  # its file was lost before it was published
+        asked = await self._asked(job)
+        if asked is None:
+            return await self.record(job.to(Released(HELD)))
+        job = asked
+        if self._passes(picture):  # the configuration has changed since it was looked at
             return await self._pass_on(job, picture)
         output = output_path(job.path)
         await asyncio.to_thread(
@@ -455,16 +512,19 @@ class Pipeline:
         with await asyncio.to_thread(self._workshop.scratch) as result:
             await self._api.fetch(link, result)
             try:
-                return await self._workshop.cut_out(self._original(job), job.picture, result, into)
+                return await self._workshop.cut_out(
+                    self._original(job), job.picture, result, into, self._agreed(job)
+                )
             except BrokenResult as fault:
                 fault.billed = Billed.YES
                 raise
 
     async def _keep(self, job: Job, receipt: Receipt, temp: Temp, made: Made) -> Job:
-        found = doubts(made.stats) if self._terms.review != "off" else []
+        asked = self._agreed(job).review
+        found = doubts(made.stats) if asked != "off" else []
         await asyncio.to_thread(temp.keep)
         now, wished, review = self._clock.wall(), output_path(job.path), ""
-        if found and self._terms.review == "move":
+        if found and asked == "move":
             report = review_report(job.path, found, made.stats, at=now, version=__version__)
             wished, review = review_path(wished), render(report).decode()
             await asyncio.to_thread(self._folders.move_temp, output_path(job.path), wished, job.id)
@@ -491,10 +551,17 @@ class Pipeline:
         if not found and not await asyncio.to_thread(
             self._folders.verify_published, state.output, state.sha256, state.size
         ):
-            return await self.record(job.to(Paid(state.receipt)))
+            return await self._made_again(job, state)
         # Not written down before the original is filed: a kill in between is found out by
         # `verify_published`, and one commit is saved.
         return job.to(_saved(state))
+
+    async def _made_again(self, job: Job, state: Fetched) -> Job:
+        """Go back to where the cut-out was made: its file was lost before it was published."""
+        if state.receipt == NOTHING_PAID:
+            again = Deferred(self._clock.wall(), Queued(), LOST)
+            return await self.record(replace(job, picture=None).to(again))
+        return await self.record(job.to(Paid(state.receipt)))
 
     async def _rename(self, job: Job, state: Fetched) -> Job:
         if await asyncio.to_thread(
@@ -526,10 +593,11 @@ class Pipeline:
         return await self.record(job.to(filed))
 
     async def _rendered(self, job: Job, state: Saved) -> Renditions:
+        recipes = recipes_of(self._agreed(job))
         if deadly(job):
-            await asyncio.to_thread(self._renderer.discard, job, state.output)
+            await asyncio.to_thread(self._renderer.discard, job, state.output, recipes)
             return Renditions(notes=("no renditions: the program died over this image",))
-        return await self._renderer.make(job, state.output, self._original(job))
+        return await self._renderer.make(job, state.output, self._original(job), recipes)
 
     async def _put_review(self, job: Job, state: Saved) -> None:
         content = state.review.encode()
@@ -570,7 +638,7 @@ class Pipeline:
         return False
 
     async def _quarantine(self, job: Job, state: Quarantined) -> Job:
-        if job.billed_calls:
+        if job.billed_calls or job.crashes:
             await asyncio.to_thread(self._folders.discard_temp, output_path(job.path), job.id)
         if not self._terms.quarantine:
             return await self.record(job.to(replace(state, filed=True, left=True)))
@@ -588,6 +656,10 @@ class Pipeline:
         except NameTaken:
             return await self.record(job.to(replace(state, name="")))
         return await self.record(job.to(replace(state, filed=True, left=left)))
+
+
+def _own(earlier: Job, job: Job) -> bool:
+    return (earlier.home, earlier.path) == (job.home, job.path)
 
 
 def _saved(state: Fetched) -> Saved:

@@ -8,6 +8,7 @@ as it was written, and no YAML type gets in between.
 import difflib
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,8 @@ from pydantic_core import ErrorDetails
 from bgremover.core.errors import SetupError
 from bgremover.core.ignoring import Ignore
 from bgremover.core.naming import printable
-from bgremover.core.terms import Override
+from bgremover.core.recipe import recipe_of
+from bgremover.core.terms import MOST_RENDITIONS, Override, OwnOutput
 from bgremover.findings import me, reason_of
 from bgremover.settings import (
     CONFIG_VARIABLE,
@@ -58,10 +60,14 @@ class _Given:
 
 @dataclass(slots=True)
 class _Reading:
-    """What has been read so far, by dotted key; every mistake is one line."""
+    """What has been read so far, by dotted key; every mistake is one line.
+
+    `keys` are those that the file can have: a hint names no others.
+    """
 
     given: dict[str, _Given] = field(default_factory=dict)
     mistakes: list[str] = field(default_factory=list)
+    keys: tuple[str, ...] = tuple(KEYS)
 
     def wrong(self, key: str, origin: str, words: str) -> None:
         """Note a mistake."""
@@ -71,7 +77,8 @@ class _Reading:
 
     def unfit(self, key: str, origin: str, shown: str) -> None:
         """Note that a value is not what the key takes."""
-        without = f"without the key it is {default_of(key)}"
+        default = default_of(key) if self.keys == tuple(KEYS) else "as in the folder above"
+        without = f"without the key it is {default}"
         self.wrong(key, origin, f"{shown} will not do. Give {_wanted(key)}; {without}.")
 
 
@@ -226,13 +233,14 @@ def _read_top(reading: _Reading, root: yaml.MappingNode) -> None:
         if name in KEYS:
             _take(reading, name, origin, node)
         elif name not in SECTIONS:
-            reading.wrong(name, origin, _no_such_key(name))
+            reading.wrong(name, origin, _no_such_key(name, reading.keys))
         elif isinstance(node, yaml.MappingNode):
             _read_section(reading, name, node)
         elif not _is_null(node):  # all keys of a section may be commented out
-            example = next(key for key in KEYS if key.startswith(f"{name}.")).partition(".")[2]
+            inner = (key.partition(".")[2] for key in reading.keys if key.startswith(f"{name}."))
+            example = next(inner, None)
             words = f"this is no section. Write the keys below it, indented, as {example}: ..."
-            reading.wrong(name, origin, words)
+            reading.wrong(name, origin, words if example else _not_of_a_folder())
 
 
 def _read_section(reading: _Reading, section: str, node: yaml.MappingNode) -> None:
@@ -240,7 +248,7 @@ def _read_section(reading: _Reading, section: str, node: yaml.MappingNode) -> No
         if name in KEYS:
             _take(reading, name, origin, value)
         else:
-            reading.wrong(name, origin, _no_such_key(name))
+            reading.wrong(name, origin, _no_such_key(name, reading.keys))
 
 
 def _entries(
@@ -331,12 +339,18 @@ _NOT_HERE = (
 )
 
 
-def _no_such_key(name: str) -> str:
+def _no_such_key(name: str, keys: tuple[str, ...]) -> str:
     section, _, last = name.rpartition(".")
     if _THE_KEY_ITSELF.fullmatch(last.lower()):
         return _NOT_HERE
-    near = _nearest(name, [*KEYS] if section else [*KEYS, *SECTIONS])
-    remedy = f"Did you mean {near}?" if near else "Take it out; `bgremover schema` lists all keys."
+    sections = {key.partition(".")[0] for key in keys} & SECTIONS.keys()
+    near = _nearest(name, [*keys] if section else [*keys, *sorted(sections)])
+    if near:
+        remedy = f"Did you mean {near}?"
+    elif keys == tuple(KEYS):
+        remedy = "Take it out; `bgremover schema` lists all keys."
+    else:
+        remedy = f"Take it out; a folder can have {_listed(keys)}."
     return f"there is no such key. {remedy}"
 
 
@@ -391,7 +405,7 @@ def _kind(schema: Mapping[str, Any]) -> str:
 
 
 def _such_as(schema: Mapping[str, Any]) -> str:
-    return f" as {json.dumps(schema['default'] or ['*.psd'])}"
+    return f" as {json.dumps(schema['default'] or schema['examples'][0])}"
 
 
 def _range(schema: Mapping[str, Any]) -> str:
@@ -403,37 +417,83 @@ def _range(schema: Mapping[str, Any]) -> str:
 
 # --- the file of a folder ------------------------------------------------------------------
 
-FOLDER_KEYS = ("originals", "watch.ignore")
+FOLDER_KEYS = ("originals", "watch.ignore", *(key for key in KEYS if key.startswith("output.")))
 """What a folder of the inbox can have of its own."""
 
 
-def parse_override(text: str, *, archive: bool) -> Override:
+def parse_override(text: str, given: Settings) -> Override:
     """Read the `.bgremover.yaml` of a folder: the same keys, written the same way.
 
     Args:
         text: The file: YAML.
-        archive: Whether there is an archive: it is made and looked at only for a configuration
-            with `originals: archive`.
+        given: The configuration. It says whether there is an archive, and bounds what a file may
+            ask for that is written by whoever may drop images.
 
     Returns:
         What it says; with every mistake in `wrong` when it is not sound.
     """
-    reading = _Reading()
+    reading = _Reading(keys=FOLDER_KEYS)
     _read_document(reading, text)
     for key, written in reading.given.items():
         if key not in FOLDER_KEYS:
-            words = f"holds for the whole inbox. A folder can have {' and '.join(FOLDER_KEYS)}."
-            reading.wrong(key, written.origin, words)
+            reading.wrong(key, written.origin, _not_of_a_folder())
     settings, originals = _validated(reading), reading.given.get("originals")
-    if originals is not None and originals.value == "archive" and not archive:
+    # It is made and looked at only for a configuration that asks for it.
+    if originals is not None and originals.value == "archive" and given.originals != "archive":
         words = "there is no archive. Say keep or delete, or set originals: archive for all."
         reading.wrong("originals", originals.origin, words)
+    if settings is not None:
+        _check_renditions(reading, settings, given)
     if settings is None or reading.mistakes:
         return Override(wrong=" ".join(reading.mistakes))
     return Override(
         originals=None if originals is None else settings.originals,
         ignore=Ignore(settings.watch.ignore) if "watch.ignore" in reading.given else None,
+        output=_own_output(reading, settings),
     )
+
+
+def _not_of_a_folder() -> str:
+    return f"holds for the whole inbox. A folder can have {_listed(FOLDER_KEYS)}."
+
+
+def _listed(words: tuple[str, ...]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _own_output(reading: _Reading, settings: Settings) -> OwnOutput:
+    said = {key: value for key, value in settings.output if f"output.{key}" in reading.given}
+    return OwnOutput(**said)
+
+
+def _check_renditions(reading: _Reading, settings: Settings, given: Settings) -> None:
+    written = reading.given.get("output.renditions")
+    if written is None:
+        return
+    lines = settings.output.renditions
+    for words in _unfit_for_a_folder(lines, given) if len(lines) <= MOST_RENDITIONS else [_MANY]:
+        reading.wrong("output.renditions", written.origin, words)
+
+
+_MANY = f"these are more than {MOST_RENDITIONS}. Take some out."
+
+
+def _unfit_for_a_folder(lines: tuple[str, ...], given: Settings) -> Iterator[str]:
+    """Yield what only the configuration may ask for."""
+    known = {recipe_of(line).background for line in given.output.renditions}
+    most = given.input.max_megapixels
+    for recipe in map(recipe_of, lines):
+        if isinstance(recipe.background, str) and recipe.background not in known:
+            yield (
+                f"{recipe.name}: a folder cannot name an image as its background, "
+                f"{shown(recipe.background)}. Take a colour, or name that image in a recipe of "
+                "the configuration too."
+            )
+        if math.prod(recipe.size or (recipe.longest or 0,) * 2) > most * 1e6:
+            yield (
+                f"{recipe.name}: it has more than {most:g} megapixels (input.max_megapixels). "
+                "Make it smaller."
+            )
 
 
 # --- the file that is read -----------------------------------------------------------------

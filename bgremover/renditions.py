@@ -2,13 +2,15 @@
 
 import asyncio
 import contextlib
+import errno
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from bgremover.core.errors import FileFault, Withdrawn
+from bgremover.core.errors import Blocked, FileFault, LocalFault, Withdrawn
 from bgremover.core.job import Job
 from bgremover.core.naming import candidates
-from bgremover.core.recipe import Recipe, target_of
+from bgremover.core.recipe import Recipe, recipe_of, target_of
+from bgremover.core.terms import OutputTerms
 from bgremover.edges.folders import Folders, NameTaken, Temp
 from bgremover.studio.intake import area
 from bgremover.studio.opening import NotDecoded
@@ -23,10 +25,12 @@ class Renditions:
     Args:
         outputs: Their names.
         notes: What was not done as asked; when something could not be made at all, nothing was.
+        fresh: How many of them did not lie there already.
     """
 
     outputs: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    fresh: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,11 @@ class _Drawn:
     owner: str
     target: str
     done: Rendition
+
+
+def recipes_of(terms: OutputTerms) -> tuple[Recipe, ...]:
+    """Return what is made of a cut-out besides it."""
+    return tuple(map(recipe_of, terms.renditions))
 
 
 class Renderer:
@@ -49,13 +58,8 @@ class Renderer:
         self._workshop = workshop
         self._folders = folders
 
-    @property
-    def recipes(self) -> tuple[Recipe, ...]:
-        """What is made of each cut-out."""
-        return self._workshop.craft.recipes
-
     async def make(
-        self, job: Job, output: str, original: Opened, recipes: tuple[Recipe, ...] | None = None
+        self, job: Job, output: str, original: Opened, recipes: tuple[Recipe, ...]
     ) -> Renditions:
         """Make renditions of one cut-out.
 
@@ -65,28 +69,32 @@ class Renderer:
             job: Whose cut-out it is.
             output: Where it lies in the outbox.
             original: Opens the original; raises `Withdrawn` or `FileFault` when it is not there.
-            recipes: What is wanted; None: all that the configuration asks for.
+            recipes: What is wanted.
 
         Raises:
             LocalFault: This machine cannot do it now.
         """
         drawn: list[_Drawn] = []
         try:
-            for number, recipe in enumerate(self.recipes if recipes is None else recipes):
+            for number, recipe in enumerate(recipes):
                 owner = f"{job.id}-{number}"
                 drawn.append(await self._draw(job, output, original, recipe, owner))
-            outputs = [await asyncio.to_thread(self._publish, one) for one in drawn]
+            there = [await asyncio.to_thread(self._publish, one) for one in drawn]
         except (NotDecoded, FileFault, Withdrawn, OSError) as fault:
+            return Renditions(notes=(f"no renditions: {fault}",))
+        except LocalFault as fault:
+            if not _is_of_the_name(fault):
+                raise
             return Renditions(notes=(f"no renditions: {fault}",))
         finally:
             for one in drawn:
                 await asyncio.to_thread(one.temp.remove)
         notes = tuple(one.done.note for one in drawn if one.done.note)
-        return Renditions(tuple(outputs), notes)
+        return Renditions(tuple(name for name, _ in there), notes, sum(new for _, new in there))
 
-    def discard(self, job: Job, output: str) -> None:
+    def discard(self, job: Job, output: str, recipes: tuple[Recipe, ...]) -> None:
         """Remove what an earlier run may have left half-drawn."""
-        for number, recipe in enumerate(self.recipes):
+        for number, recipe in enumerate(recipes):
             self._folders.discard_temp(target_of(recipe, output), f"{job.id}-{number}")
 
     async def _draw(
@@ -122,11 +130,22 @@ class Renderer:
         form = job.picture.format if job.picture else ""
         return Sources(master, file, form, shown, area(shown)[0] if shown else "")
 
-    def _publish(self, drawn: _Drawn) -> str:
+    def _publish(self, drawn: _Drawn) -> tuple[str, bool]:
+        """Return where a rendition lies, and whether it did not lie there already."""
         for name in candidates(drawn.target, self._folders.longest_name()):
             with contextlib.suppress(NameTaken):
                 self._folders.publish(drawn.owner, name)
-                return name
+                return name, True
             if self._folders.verify_published(name, drawn.done.sha256, drawn.done.size):
-                return name
+                return name, False
         raise AssertionError("there is always another name")
+
+
+def _is_of_the_name(fault: LocalFault) -> bool:
+    """Tell whether only the name is to blame: another one could be written.
+
+    Such a name must not hold up the line; whoever may drop images may have thought of it.
+    """
+    cause = fault.__cause__
+    too_long = isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG
+    return too_long or isinstance(cause, Blocked)

@@ -141,6 +141,7 @@ TimeOfDay = Annotated[str, AfterValidator(_checked_time)]
 Host = Annotated[str, AfterValidator(_checked_host)]
 Glob = Annotated[str, AfterValidator(_checked_glob)]
 Marker = Annotated[str, AfterValidator(_checked_marker)]
+Command = Annotated[tuple[str, ...], Field(examples=[["/usr/local/bin/upload", "fast"]])]
 
 
 class _Section(BaseModel):
@@ -249,6 +250,7 @@ class WatchSettings(_Section):
     )
     ignore: tuple[Glob, ...] = Field(
         (),
+        examples=[["*.psd"]],
         description='Globs of names to leave alone, as ["*.psd", "drafts/**"], besides partial '
         "uploads and the litter of NAS and desktops.",
     )
@@ -300,6 +302,7 @@ class OutputSettings(_Section):
     )
     renditions: tuple[RecipeLine, ...] = Field(
         (),
+        examples=[["amazon", "thumb longest=480"]],
         description='What else is made of each cut-out, at no cost, as ["amazon", "white '
         'size=2000 fill=85% background=white name={stem}-white.jpg"]; presets: '
         f"{', '.join(PRESETS)}.",
@@ -427,24 +430,23 @@ class NotifySettings(_Section):
     )
     apprise: tuple[SecretStr, ...] = Field(
         (),
+        examples=[["ntfy://topic"]],
         description="Addresses of Apprise, as ntfy://topic; needs `pip install bgremover[notify]`.",
     )
-    on_saved: tuple[str, ...] = Field(
-        (), description="Command that is run for each cut-out, as [/usr/local/bin/upload, fast]."
+    on_saved: Command = Field(
+        (),
+        description="Command that is run for each cut-out, as [/usr/local/bin/upload, fast]; not "
+        "for one that was put into _review.",
     )
-    on_quarantined: tuple[str, ...] = Field(
+    on_quarantined: Command = Field(
         (), description="Command that is run for each image that is quarantined."
     )
-    on_paused: tuple[str, ...] = Field(
+    on_paused: Command = Field(
         (), description="Command that is run when the line pauses, also for the budget."
     )
-    on_resumed: tuple[str, ...] = Field(
-        (), description="Command that is run when the line goes on."
-    )
-    on_lost: tuple[str, ...] = Field((), description="Command that is run when the inbox is lost.")
-    on_restored: tuple[str, ...] = Field(
-        (), description="Command that is run when the inbox is back."
-    )
+    on_resumed: Command = Field((), description="Command that is run when the line goes on.")
+    on_lost: Command = Field((), description="Command that is run when the inbox is lost.")
+    on_restored: Command = Field((), description="Command that is run when the inbox is back.")
     command_timeout_seconds: float = Field(
         60, gt=0, le=3600, description="A command that runs longer is killed, with its children."
     )

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from bgremover.core.budget import Period
@@ -51,3 +52,41 @@ class Bell:
                 async with asyncio.timeout(seconds):
                     await self._rung.wait()
         self._rung.clear()
+
+
+class Progress:
+    """When a step last moved: when it began, or came to its turn where others work too.
+
+    One that waits for its turn does not hang: if anybody does, it is one of those before it.
+
+    Args:
+        steady: The steady clock.
+    """
+
+    def __init__(self, steady: Callable[[], float]) -> None:
+        self._steady = steady
+        self._moved: float | None = steady()
+
+    def still(self) -> float:
+        """Return the seconds since it moved; 0 while it waits for its turn."""
+        moved = self._moved
+        return 0.0 if moved is None else self._steady() - moved
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Wait for a turn; it is there at the end."""
+        self._moved = None
+        try:
+            yield
+        finally:
+            self._moved = self._steady()
+
+
+STEP: ContextVar[Progress | None] = ContextVar("step", default=None)
+"""The progress of the step that runs here, if one does."""
+
+
+def waiting() -> contextlib.AbstractContextManager[None]:
+    """Return what tells the step that runs here, if one does, that it waits for its turn."""
+    step = STEP.get()
+    return contextlib.nullcontext() if step is None else step.waiting()

@@ -16,8 +16,8 @@ from bgremover.core.ignoring import Ignore
 from bgremover.core.job import CONFIGURED, Home, Job
 from bgremover.core.observed import PHASES
 from bgremover.core.pacing import Pace
-from bgremover.core.recipe import recipe_of
 from bgremover.core.settling import Patience
+from bgremover.core.terms import OutputTerms
 from bgremover.core.verdict import Rules
 from bgremover.daemon import Parts, Standing, rest
 from bgremover.dispatcher import Dispatcher, Size
@@ -34,7 +34,6 @@ from bgremover.lookout import Lookout, Watching
 from bgremover.pipeline import Pipeline, Terms
 from bgremover.reading import parse_override
 from bgremover.settings import Settings
-from bgremover.studio.finish import Options as FinishOptions
 from bgremover.studio.intake import Limits
 from bgremover.timing import Clock
 from bgremover.workshop import Craft, Workshop
@@ -43,8 +42,7 @@ CLOSED_SECONDS = 0.5
 """How long a file must be unchanged that is certainly closed and whole."""
 
 MOST_FINISHING = 16
-"""Results that are worked on at a time: each waits for its turn in the workshop, and a step that
-waits for long looks as one that hangs."""
+"""Results that are worked on at a time: more would only wait for their turn in the workshop."""
 
 STEP_SECONDS = 600.0
 """How long a step may take beside its calls: a NAS that spins up, a fetch with its deadline."""
@@ -97,7 +95,7 @@ def _present(key: KeySource) -> str:
 def open_inbox(settings: Settings, work: Work) -> Inbox:
     """Return the inbox edge; the read-lease test only where leases can be trusted."""
     own = work.home == CONFIGURED
-    override = functools.partial(parse_override, archive=settings.originals == "archive")
+    override = functools.partial(parse_override, given=settings)
     return Inbox(
         work.inbox,
         Ignore(tuple(settings.watch.ignore)),
@@ -130,17 +128,19 @@ def limits(settings: Settings) -> Limits:
 
 def workshop(settings: Settings) -> Workshop:
     """Return where pictures are worked on."""
-    output = settings.output
     return Workshop(
         Craft(
             limits=limits(settings),
-            resolution=output.resolution,
-            finish=FinishOptions(output.metadata),
-            recipes=tuple(map(recipe_of, output.renditions)),
             memory=micro(settings.pictures.max_memory_mb),
             scratch=str(settings.folders.state),
         )
     )
+
+
+def output_terms(settings: Settings) -> OutputTerms:
+    """Return what cut-outs are like where their folder does not say."""
+    output = settings.output
+    return OutputTerms(output.resolution, output.metadata, output.review, output.renditions)
 
 
 def _is_local(folder: Path) -> bool:
@@ -221,7 +221,8 @@ def build(
     kept = work.originals == "keep"
     listeners.append(rest(intake, kept=kept))
     lookout = Lookout(inbox, intake, _watching(settings), dispatcher.inbox_trouble)
-    standing = Standing(dispatcher, intake, lookout, clock, step_limits(settings))
+    listen = settings.http.listen if work.watch else None
+    standing = Standing(dispatcher, intake, lookout, clock, step_limits(settings), listen)
     attendants = Attendants()
     if work.watch:
         attendants, listener = hire(settings, standing, scribe, clock)
@@ -265,7 +266,7 @@ def _terms(settings: Settings, work: Work) -> Terms:
         budget=Budget(_micro_or_none(budget.per_day_usd), _micro_or_none(budget.per_month_usd)),
         unknown_sends=1 if settings.retry.unknown_charge == "retry" else 0,
         passes=settings.input.already_transparent == "pass",
-        review=settings.output.review,
+        output=output_terms(settings),
     )
 
 

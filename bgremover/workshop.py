@@ -5,6 +5,7 @@ The pipeline hands over open files; what there is to know of pictures is known b
 
 import asyncio
 import contextlib
+import contextvars
 import hashlib
 import os
 import tempfile
@@ -13,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import BinaryIO, Literal, TypeVar, assert_never, cast
+from typing import BinaryIO, TypeVar, assert_never, cast
 
 from bgremover.core.errors import (
     BgremoverError,
@@ -26,11 +27,13 @@ from bgremover.core.errors import (
 from bgremover.core.job import Picture
 from bgremover.core.recipe import Recipe
 from bgremover.core.review import Measured
+from bgremover.core.terms import OutputTerms
 from bgremover.edges.ideogram import Upload
 from bgremover.edges.pictures import MEDIA_TYPES, verify_result
 from bgremover.studio import budget, finish, intake, render, upload
 from bgremover.studio.opening import NotDecoded, opened
 from bgremover.studio.upload import Prepared
+from bgremover.timing import waiting
 
 T = TypeVar("T")
 Opened = Callable[[], AbstractContextManager[BinaryIO]]
@@ -39,28 +42,23 @@ Opened = Callable[[], AbstractContextManager[BinaryIO]]
 _NICE = 10
 _THREADS = 2
 _PIECE = 1 << 20
+_ROOM = 2
+"""How many times as many pixels as an original a rendition may have that is not told its size."""
 _SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp"}
 
 
 @dataclass(frozen=True, slots=True)
 class Craft:
-    """What the configuration says about the work on pictures.
+    """What the configuration says about the work on all pictures.
 
     Args:
         limits: What is taken.
-        resolution: original: a cut-out gets the size and the pixels of its original. result: it
-            stays as it came, but for colours that its transparency hides.
-        finish: What cut-outs of the original's size are like.
-        recipes: What else is made of each.
         memory: How much all work may take at a time, in bytes; one piece of work may take more.
         scratch: A folder for files without a name.
         max_result_megapixels: How large a result may be.
     """
 
     limits: intake.Limits
-    resolution: Literal["original", "result"]
-    finish: finish.Options
-    recipes: tuple[Recipe, ...]
     memory: int
     scratch: str
     max_result_megapixels: float = 200.0
@@ -159,7 +157,12 @@ class Workshop:
             raise local_fault(error, f"making a file in {self.craft.scratch}") from error
 
     async def cut_out(
-        self, original: Opened, picture: Picture, result: BinaryIO, into: BinaryIO
+        self,
+        original: Opened,
+        picture: Picture,
+        result: BinaryIO,
+        into: BinaryIO,
+        terms: OutputTerms,
     ) -> Made:
         """Check a result, and make the cut-out of it.
 
@@ -168,6 +171,7 @@ class Workshop:
             picture: What the original is.
             result: What was fetched.
             into: Where the cut-out goes; empty, open for writing and reading.
+            terms: What it is to be like.
 
         Raises:
             BrokenResult: It is no whole PNG with a transparent pixel.
@@ -176,27 +180,52 @@ class Workshop:
 
         def cut_out() -> Made:
             found = verify_result(result, self.craft.max_result_megapixels)
-            area = picture.width * picture.height
-            need = budget.estimate("finish", picture.format, area, found.width * found.height)
-            with self._memory.taken(need), _usable():
-                return _made(into, self._finish(original, picture, result, into))
+            with self._for_finish(picture, found.width * found.height), _usable():
+                return _made(into, _finished(original, picture, result, into, terms))
 
         return await self._run(cut_out)
 
-    def _finish(
-        self, original: Opened, picture: Picture, result: BinaryIO, into: BinaryIO
-    ) -> finish.Finished:
-        match self.craft.resolution:
-            case "result":
-                return finish.as_it_came((picture.width, picture.height), result, into)
-            case "original":
-                with contextlib.ExitStack() as stack:
-                    file = _given(stack, original)
-                    return finish.finish(file, picture.format, result, into, self.craft.finish)
-            case _:
-                assert_never(self.craft.resolution)
+    async def make_anew(
+        self,
+        original: Opened,
+        picture: Picture,
+        earlier: tuple[BinaryIO, OutputTerms],
+        into: BinaryIO,
+        terms: OutputTerms,
+    ) -> Made:
+        """Make a cut-out of an earlier one of the same bytes, which was made by other terms.
 
-    async def pass_on(self, original: Opened, picture: Picture, into: BinaryIO) -> Made:
+        Args:
+            original: Opens the original.
+            picture: What it is.
+            earlier: The cut-out, as it was made by this workshop, and by which terms. Its pixels
+                stay, unless those of the original are wanted in a result.
+            into: Where the new one goes; empty, open for writing and reading.
+            terms: What it is to be like.
+
+        Raises:
+            BrokenResult: The earlier one cannot be decoded.
+            LocalFault: This machine cannot do it now.
+        """
+
+        def make_anew() -> Made:
+            file, made_by = earlier
+            enlarged = (made_by.resolution, terms.resolution) == ("result", "original")
+            work = _finished if enlarged else _anew
+            with _usable():
+                width, height = opened(file, "PNG").size
+            with self._for_finish(picture, width * height), _usable():
+                return _made(into, work(original, picture, file, into, terms))
+
+        return await self._run(make_anew)
+
+    def _for_finish(self, picture: Picture, pixels: int) -> AbstractContextManager[None]:
+        area = picture.width * picture.height
+        return self._memory.taken(budget.estimate("finish", picture.format, area, pixels))
+
+    async def pass_on(
+        self, original: Opened, picture: Picture, into: BinaryIO, terms: OutputTerms
+    ) -> Made:
         """Make the cut-out of an original that is transparent already.
 
         Raises:
@@ -204,11 +233,12 @@ class Workshop:
             Withdrawn: It is not what was claimed.
             LocalFault: This machine cannot do it now.
         """
+        options = finish.Options(terms.metadata)
 
         def pass_on() -> Made:
             need = budget.estimate("finish", picture.format, picture.width * picture.height)
             with original() as file, self._memory.taken(need), _readable():
-                return _made(into, finish.pass_on(file, picture.format, into, self.craft.finish))
+                return _made(into, finish.pass_on(file, picture.format, into, options))
 
         return await self._run(pass_on)
 
@@ -224,15 +254,23 @@ class Workshop:
         def draw() -> Rendition:
             size = opened(sources.master, "PNG").size
             need = budget.rendering(recipe, size, sources.form)
+            most = _ROOM * self.craft.limits.max_pixels
             with self._memory.taken(need), _drawable():
-                note = render.render(sources, recipe, into).note
+                note = render.render(sources, recipe, into, most).note
             return Rendition(*_sum(into), note)
 
         return await self._run(draw)
 
     async def _run(self, work: Callable[[], T]) -> T:
+        context, turn = contextvars.copy_context(), contextlib.ExitStack()
+        turn.enter_context(waiting())
+
+        def begin() -> T:
+            turn.close()
+            return context.run(work)
+
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, begin)
         except OSError as error:  # of the file that is written
             if error.errno is None:  # an encoder's word: it says nothing about this machine
                 raise
@@ -257,7 +295,8 @@ class Memory:
         turn = object()
         with self._changed:
             self._turns.append(turn)
-            self._changed.wait_for(lambda: self._turns[0] is turn and self._fits(size))
+            with waiting():
+                self._changed.wait_for(lambda: self._turns[0] is turn and self._fits(size))
             self._turns.pop(0)
             self._taken += size
             self._changed.notify_all()
@@ -270,6 +309,31 @@ class Memory:
 
     def _fits(self, size: int) -> bool:
         return self._taken == 0 or self._taken + size <= self._size
+
+
+def _finished(
+    original: Opened, picture: Picture, result: BinaryIO, into: BinaryIO, terms: OutputTerms
+) -> finish.Finished:
+    match terms.resolution:
+        case "result":
+            return finish.as_it_came((picture.width, picture.height), result, into)
+        case "original":
+            with contextlib.ExitStack() as stack:
+                file = _given(stack, original)
+                options = finish.Options(terms.metadata)
+                return finish.finish(file, picture.format, result, into, options)
+        case _:
+            assert_never(terms.resolution)
+
+
+def _anew(
+    original: Opened, picture: Picture, earlier: BinaryIO, into: BinaryIO, terms: OutputTerms
+) -> finish.Finished:
+    # A result has nothing of the original's metadata, nor has what stands for one.
+    options = finish.Options("strip" if terms.resolution == "result" else terms.metadata)
+    with contextlib.ExitStack() as stack:
+        file = _given(stack, original)
+        return finish.anew(file, picture.format, earlier, into, options)
 
 
 def _given(stack: contextlib.ExitStack, original: Opened) -> BinaryIO | None:

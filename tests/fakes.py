@@ -25,6 +25,7 @@ from bgremover.core.job import (
     State,
     Submitting,
 )
+from bgremover.core.terms import OutputTerms
 
 NOON = 1_767_268_800.0
 """2026-01-01T12:00:00Z."""
@@ -111,4 +112,5 @@ jobs = st.builds(
     crashes=counts,
     checked=counts,
     home=st.builds(Home, paths, paths),
+    terms=st.none() | st.builds(OutputTerms, renditions=st.lists(texts).map(tuple)),
 )

@@ -1,11 +1,13 @@
 """A place where the real program runs: its folders, its configuration, its processes."""
 
+import contextlib
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -133,6 +135,35 @@ class Site:
             timeout=60,
             check=False,
         )
+
+    def at_terminal(self, *arguments: str, **environment: str) -> str:
+        """Run a command with a terminal of 100 columns; return all that the terminal gets."""
+        owner, terminal = os.openpty()
+        shown = bytearray()
+
+        def read() -> None:
+            with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
+                while piece := os.read(owner, 65_536):
+                    shown.extend(piece)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            subprocess.run(
+                [sys.executable, "-m", "bgremover", *arguments],
+                cwd=self.root,
+                env={**self.environment, "TERM": "xterm", "COLUMNS": "100", **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=terminal,
+                stderr=terminal,
+                timeout=60,
+                check=False,
+            )
+        finally:
+            os.close(terminal)
+            reader.join()
+            os.close(owner)
+        return shown.decode()
 
     @contextmanager
     def running(self, *arguments: str, log: str = "log") -> Iterator[Process]:

@@ -111,6 +111,26 @@ def test_commands_get_each_happening_and_targets_few_messages() -> None:
     assert len(town.happenings) == 10
 
 
+def test_a_cut_out_that_was_put_aside_is_for_people_and_not_for_commands() -> None:
+    town = Town(events=("saved",))
+    doubts = ("nothing_removed: 100 % of the area is kept",)
+    for state in (
+        Saved("_review/a.png", "b", 9, doubts=doubts),
+        Saved("_review/b.png", "b", 9),
+        Saved("c.png", "b", 9, doubts=doubts),
+        Saved("d.png", "b", 9),
+    ):
+        town.crier.told(a_job(state=state))
+    assert [(one.output, one.detail) for one in town.happenings] == [
+        ("_review/b.png", ""),
+        ("c.png", doubts[0]),
+        ("d.png", ""),
+    ]
+    town.times.after(10)
+    town.turn()
+    assert [one.count for one in town.messages] == [4]
+
+
 def test_a_defect_of_the_crier_does_not_reach_the_work() -> None:
     town = Town(events=("saved",))
 

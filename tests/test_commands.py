@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ NOON = 1_769_860_800.0  # 2026-01-31T12:00:00Z
 EMPTY: dict[str, Any] = {
     "state": "stopped",
     "pause": None,
-    "queue": {"waiting": 0, "in_flight": 0, "deferred": 0},
+    "queue": {"waiting": 0, "in_flight": 0, "deferred": 0, "held": 0},
     "totals": {"saved": 0, "reused": 0, "quarantined": 0},
     "spend": {
         "today_usd": 0.0,
@@ -130,7 +130,7 @@ def tree(root: Path) -> dict[str, tuple[int, int]]:
 
 
 def live(**changes: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
-    queue = {"waiting": 3, "in_flight": 2, "deferred": 1}
+    queue = {"waiting": 3, "in_flight": 2, "deferred": 1, "held": 0}
     return {
         "state": "running",
         "pause": None,
@@ -183,6 +183,18 @@ def stalled(site: Site) -> Iterator[None]:
         yield
 
 
+# --- help -------------------------------------------------------------------------------------
+
+
+def test_the_list_of_commands_fits_into_80_columns_and_cuts_no_sentence_off() -> None:
+    told = CliRunner().invoke(commands, ["--help"], terminal_width=80).stdout
+    rows = told.partition("Commands:\n")[2].splitlines()
+    assert [row.split()[0] for row in rows] == sorted(commands.commands)
+    whole = [row for row in rows if row.endswith(".") and not row.endswith("...")]
+    assert whole == rows
+    assert max(map(len, rows)) <= 80
+
+
 # --- status -----------------------------------------------------------------------------------
 
 
@@ -220,7 +232,7 @@ def test_status_without_a_daemon_is_what_the_ledger_and_the_inbox_say(site: Site
     document = status(site)
     assert list(document) == list(EMPTY)
     assert document["state"] == "stopped"
-    assert document["queue"] == {"waiting": 2, "in_flight": 0, "deferred": 1}
+    assert document["queue"] == {"waiting": 2, "in_flight": 0, "deferred": 1, "held": 0}
     assert document["totals"] == {"saved": 1, "reused": 1, "quarantined": 1}
     assert document["spend"] == {
         "today_usd": 0.02,
@@ -259,7 +271,7 @@ def test_status_of_a_running_daemon_is_what_it_says(site: Site) -> None:
         **EMPTY,
         "state": "paused",
         "pause": paused()["pause"],
-        "queue": {"waiting": 3, "in_flight": 2, "deferred": 1},
+        "queue": {"waiting": 3, "in_flight": 2, "deferred": 1, "held": 0},
     }
 
 
@@ -289,6 +301,32 @@ def test_status_in_words_shows_spend_beside_the_budget_and_the_latest_failures(
     assert "$0.01 of $5.00 today, $0.01 this month, $0.01 in all" in told
     assert "calls: 1 billed, 0 may have been billed" in told
     assert f"{local(12, 0)}  unsafe  shoes/a.jpg" in told
+
+
+def test_status_tells_what_lies_in_quarantine_now_beside_what_ever_did(site: Site) -> None:
+    jobs = [a_job(f"{n}.jpg", n, Quarantined("empty", "{}", f"{n}.jpg")) for n in range(3)]
+    write_ledger(site, *jobs)
+    told = call(site, "status").stdout
+    assert "3 quarantined so far" in told
+    assert "0 images there now" in told
+    quarantine(site, "2.jpg", {})
+    assert "1 image there now" in call(site, "status").stdout
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_status_and_plan_tell_of_files_that_are_held(site: Site, running: bool) -> None:
+    for name in ("a.jpg", "shoes/b.jpg", "shoes/red/c.jpg", "shoes/red/.hidden.jpg"):
+        site.drop(name, photo())
+    (site.inbox / "shoes/.bgremover.yaml").write_text("originals: burn\n")
+    queue = {"waiting": 1, "in_flight": 0, "deferred": 0, "held": 2}
+    with answering(site, live(queue=queue)) if running else nullcontext():
+        assert status(site)["queue"] == queue
+        told = call(site, "status").stdout
+        planned = call(site, "plan").stdout
+    assert "2 files: a .bgremover.yaml is wrong; `bgremover plan` says how" in told
+    assert "2 files, until a .bgremover.yaml is mended" in planned
+    assert "shoes/.bgremover.yaml: holds its folder: " in planned
+    assert "2 files, for their name or their folder" in planned
 
 
 def test_status_in_words_tells_of_an_ailment(site: Site) -> None:
@@ -373,6 +411,13 @@ def test_another_users_state_is_refused_with_a_word() -> None:
     lines = done.stdout.splitlines()
     assert len(lines) == 2
     assert all("Permission denied" in line and "ask as that user" in line for line in lines)
+
+
+@pytest.mark.parametrize("command", ["status", "check"])
+def test_a_terminal_gets_colours_unless_they_are_not_wanted(site: Site, command: str) -> None:
+    assert "\x1b[" in site.at_terminal(command, NO_COLOR="")
+    assert "\x1b[" not in site.at_terminal(command, NO_COLOR="1")
+    assert "\x1b[" not in site.command(command).stdout
 
 
 # --- health -----------------------------------------------------------------------------------
@@ -790,6 +835,37 @@ def test_check_tells_of_the_daemon(site: Site) -> None:
         assert "daemon: running, pid 4711" in call(site, "check").stdout
 
 
+def test_check_mentions_what_keeps_the_daemon_from_its_work_and_does_not_fail(site: Site) -> None:
+    with answering(site, paused() | {"ailment": "the disk of the outbox is full (1 MB free)"}):
+        told = call(site, "check")
+    assert told.exit_code == 0
+    assert f"paused since {local(12, 0)}: payment required (insufficient_funds)" in told.stdout
+    assert "Top up the Ideogram account" in told.stdout
+    assert "the disk of the outbox is full (1 MB free)" in told.stdout
+    assert "2 warnings." in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("listens", "code"),
+    [(None, 78), ("another address", 78), ("the same", 0), ("an older daemon", 0)],
+)
+def test_check_finds_an_address_that_somebody_else_listens_on(
+    tmp_path: Path, listens: str | None, code: int
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        site = Site(tmp_path, NOWHERE, http={"listen": address})
+        if listens is None:
+            told = call(site, "check")
+        else:
+            known = {"the same": {"listen": address}, "another address": {"listen": "[::1]:1"}}
+            with answering(site, live(**known.get(listens, {}))):
+                told = call(site, "check")
+    assert told.exit_code == code, told.stdout
+    assert ("Address already in use" in told.stdout) == (code == 78)
+    assert (f"ok       http.listen: {address}" in told.stdout) == (code == 0)
+
+
 def test_check_names_every_mistake_of_the_configuration(site: Site) -> None:
     site.config.write_text("queue: {workers: 0, worker: 3}\noriginals: burn\n")
     told = call(site, "check")
@@ -915,6 +991,11 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def _killed_by(link_lives_until: float) -> Quarantined:
+    receipt = Receipt("g", "https://x", link_lives_until, None)
+    return Quarantined("crash_loop", "{}", receipt=receipt)
+
+
 @pytest.mark.parametrize(
     ("state", "words"),
     [
@@ -922,9 +1003,11 @@ def _sha256(content: bytes) -> str:
         (Paid(Receipt("g", "https://x", NOON, None)), "0 images, $0.00"),
         (Deferred(NOON, Paid(Receipt("g", "https://x", NOON, None)), "x"), "0 images, $0.00"),
         (Deferred(NOON, Queued(), "x"), "1 image, $0.01"),
+        (_killed_by(9e9), "0 images, $0.00"),
+        (_killed_by(NOON), "1 image, $0.01"),
     ],
 )
-def test_plan_does_not_count_what_is_paid_for_and_under_way(
+def test_plan_does_not_count_what_is_paid_for_and_not_saved(
     site: Site, state: State, words: str
 ) -> None:
     original = site.drop("a.jpg", photo(1))

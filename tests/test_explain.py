@@ -1,6 +1,7 @@
 """`explain` says of any file what the daemon would do with it, and why."""
 
 import contextlib
+import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -10,9 +11,11 @@ import pytest
 
 from bgremover.cli import Exit
 from bgremover.commands.explain import explain
+from bgremover.core.job import Deferred, Quarantined, Queued, Receipt
 from bgremover.sandbox.app import SandboxOptions
 from bgremover.sandbox.server import RunningSandbox
 from tests.site import KEY, Site, photo, until
+from tests.test_commands import NOON, a_job, write_ledger
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +145,56 @@ def test_what_lies_elsewhere_is_refused(site: Site) -> None:
     assert "does not lie in the inbox" in done.stderr
 
 
+def test_it_says_what_a_folder_wants_of_its_cut_outs(site: Site) -> None:
+    here(site)
+    plain(site)
+    site.drop("web/b.jpg", photo(2))
+    assert " output " not in explained(site, "a.jpg")
+    text = b"output: {resolution: result, renditions: [thumb, 'a size=90']}"
+    site.drop("web/.bgremover.yaml", text)
+    site.drop("web/red/.bgremover.yaml", b"output: {review: off}")
+    told = explained(site, "web/b.jpg")
+    assert "output resolution: result; renditions: [thumb, a size=90]" in told
+    assert "resolution: result; review: off; renditions: " in explained(site, "web/red/c.jpg")
+
+
+@pytest.mark.parametrize(
+    ("until_", "words"),
+    [
+        (9e9, "waits claimed, and put off until 2255-03-14T16:00:00Z: server_failed daemon"),
+        (NOON, "waits claimed, and was put off until 2026-01-31T12:00:00Z: server_failed; it goes"),
+    ],
+)
+def test_a_moment_that_is_over_is_told_as_such(site: Site, until_: float, words: str) -> None:
+    here(site)
+    plain(site)
+    write_ledger(site, a_job("a.jpg", 1, Deferred(until_, Queued(), "server_failed")))
+    assert words in explained(site, "a.jpg")
+
+
+def test_patience_that_is_over_is_told_as_such(tmp_path: Path) -> None:
+    site = Site(tmp_path, "http://127.0.0.1:9", watch={"incomplete_minutes": 0})
+    cut(site)
+    words = "unchanged for more than 0 minutes: it goes to quarantine as truncated"
+    until(lambda: words in explained(site, "a.jpg"))
+
+
+def test_terms_of_a_folder_are_told_with_what_counts_there(site: Site) -> None:
+    here(site)
+    site.drop("shoes/.bgremover.yaml", b"watch: {ignore: ['a.*']}")
+    told = explained(site, "shoes/b.jpg")
+    assert "terms a .bgremover.yaml counts here; originals: archive" in told
+
+
+def test_what_is_paid_for_and_in_quarantine_costs_nothing(site: Site) -> None:
+    here(site)
+    plain(site)
+    sha256 = hashlib.sha256(photo(1)).hexdigest()
+    killed = Quarantined("crash_loop", "{}", receipt=Receipt("g", "https://x", 9e9, None))
+    write_ledger(site, a_job("b.jpg", 1, killed, picture=sha256))
+    until(lambda: "it costs nothing" in explained(site, "a.jpg"))
+
+
 def test_it_works_beside_the_daemon_and_knows_what_was_done(
     tmp_path: Path, sandbox: RunningSandbox
 ) -> None:
@@ -157,10 +210,15 @@ def test_it_works_beside_the_daemon_and_knows_what_was_done(
         assert "is done it is not in the inbox any more; it was cut out as a.png" in explained(
             site, "a.jpg"
         )
-        assert "has failed it lies in quarantine as bad.jpg" in explained(site, "bad.jpg")
+        place = site.quarantine / "bad.jpg"
+        told = f"has failed it lies in quarantine (not_an_image): {place} "
+        assert told in explained(site, "bad.jpg")
+        place.unlink()
+        told = "has failed with not_an_image; it is neither in the inbox nor in quarantine any more"
+        assert told in explained(site, "bad.jpg")
         kept = explained(site, "keep/k.jpg")
         assert "is done this very file was cut out before, as keep/k.png, and stays" in kept
-        assert "daemon runs; 0 files wait" in kept
+        assert "daemon runs; waiting: 0 files" in kept
         site.drop("b.jpg", photo(1))
         daemon.until_event("image.reused")
         assert daemon.end() == 0

@@ -14,13 +14,16 @@ import structlog
 from bgremover import intake as room
 from bgremover.core.errors import EmptyImage
 from bgremover.core.ignoring import Ignore
+from bgremover.core.job import Identity, Saved
 from bgremover.core.settling import Patience
 from bgremover.core.terms import FILE, Override
 from bgremover.edges.inbox import Inbox, Sighting
 from bgremover.edges.pictures import Limits, inspect, whole
 from bgremover.intake import Intake, Rhythm
 from bgremover.reading import parse_override
+from bgremover.settings import Settings
 from bgremover.timing import Clock
+from tests.fakes import a_job
 from tests.site import photo
 
 PATIENCE = Patience(settle_seconds=2.0, closed_seconds=0.5, incomplete_seconds=600.0)
@@ -45,7 +48,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         clock = Clock(wall=self._wall, steady=lambda: self.passed)
-        override = partial(parse_override, archive=True)
+        override = partial(parse_override, given=Settings())
         inbox = Inbox(self.folder, Ignore(), leases=self.leases, whole=whole, override=override)
         self.intake = Intake(
             inbox, PATIENCE, clock, self._claim, rhythm=self.rhythm, trust_ctime=self.trust_ctime
@@ -479,6 +482,18 @@ def test_a_bad_file_holds_its_folder_with_one_word_until_it_is_mended(
     bench.drop("shoes/.bgremover.yaml", b"originals: keep")
     bench.intake.hint("shoes/.bgremover.yaml")
     assert bench.turns(4.0) == ["boots/a.jpg", "shoes/red/a.jpg"]
+
+
+def test_only_what_its_folder_keeps_still_is_kept_out_after_a_start(bench: Bench) -> None:
+    bench.drop("keep/.bgremover.yaml", b"originals: keep")
+    bench.drop("was/.bgremover.yaml", b"output: {review: off}")
+    jobs = []
+    for name in ("keep/a.jpg", "was/a.jpg", "keep/changed.jpg"):
+        found = Identity.of(bench.drop(name).stat())
+        jobs.append(a_job(path=name, identity=found, state=Saved("a.png", "5e", 1, left=True)))
+    bench.drop("keep/changed.jpg", PICTURE + b"more")
+    asyncio.run(bench.intake.keep_out_own(jobs))
+    assert bench.turns(3.0) == ["keep/changed.jpg", "was/a.jpg"]
 
 
 def test_a_mended_file_is_no_missed_event(tmp_path: Path) -> None:

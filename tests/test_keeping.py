@@ -253,6 +253,20 @@ def test_a_backup_without_a_ledger_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "copy").exists()
 
 
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [("none/copy", "No such file or directory"), ("config.yaml/copy", "Not a directory")],
+)
+def test_a_backup_into_a_bad_place_says_what_to_name_instead(
+    tmp_path: Path, place: str, reason: str
+) -> None:
+    House(tmp_path).archived("a.jpg", 1)
+    told = Site(tmp_path, "http://127.0.0.1:9").command("backup", place)
+    assert told.returncode == 69
+    assert f"{place} cannot be written: {reason}. Name a file in a folder" in told.stderr
+    assert "resumes" not in told.stderr
+
+
 def test_a_backup_beside_a_running_daemon_disturbs_nobody(tmp_path: Path) -> None:
     with RunningSandbox(SandboxOptions(key=KEY, latency_seconds=0.05)) as sandbox:
         site = Site(tmp_path, sandbox.url)

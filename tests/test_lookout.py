@@ -43,9 +43,9 @@ class Post:
     troubles: list[LocalFault | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        inbox = Inbox(self.root, Ignore(), marker=self.marker)
+        self.inbox = Inbox(self.root, Ignore(), marker=self.marker)
         self.intake = Intake(
-            inbox,
+            self.inbox,
             Patience(0.05, 0.05, 60.0),
             Clock(),
             self._claim,
@@ -53,7 +53,9 @@ class Post:
             trust_ctime=True,
         )
         watching = Watching(self.backend, True, 5.0, 300.0)
-        self.lookout = Lookout(inbox, self.intake, watching, self.troubles.append, self.read_mounts)
+        self.lookout = Lookout(
+            self.inbox, self.intake, watching, self.troubles.append, self.read_mounts
+        )
 
     def _claim(self, sighting: Sighting) -> bool:
         self.claimed.append(sighting.path)
@@ -206,6 +208,10 @@ def test_the_whole_inbox_is_swept_where_it_must_be_and_why_is_told(
     assert why is None or why in told[0]["why"]
 
 
+def trusted(post: Post) -> tuple[bool, bool]:
+    return post.inbox.leases, post.intake.trust_ctime
+
+
 def test_a_share_that_is_mounted_later_is_noticed(root: Path, told: list[Any]) -> None:
     found = [*no_mounts()]
 
@@ -214,9 +220,11 @@ def test_a_share_that_is_mounted_later_is_noticed(root: Path, told: list[Any]) -
         found.append(mounts.Mount(f"{root}/nas", "cifs", "//server/photos"))
         await post.lookout.look()
         assert post.polled() == ("nas/",)
+        assert trusted(post) == (False, False)
         found.pop()
         await post.lookout.look()
         assert post.polled() == ()
+        assert trusted(post) == (True, True)
 
     Post(root, read_mounts=lambda: tuple(found)).run(story)
     assert events(told) == ["watch.degraded"]

@@ -22,7 +22,7 @@ from bgremover.door import door_check, prepare_folders
 from bgremover.edges.mounts import Mount
 from bgremover.findings import Finding
 from bgremover.key import KeySource, find_key_source
-from bgremover.reading import load_settings, parse_settings
+from bgremover.reading import FOLDER_KEYS, load_settings, parse_override, parse_settings
 from bgremover.settings import Settings, example_text, json_schema, keys, variable
 from tests.apart import NOBODY, apart, open_to_all
 
@@ -483,6 +483,9 @@ def test_where_the_state_is(text: str, env: dict[str, str], expected: Path, told
         ("watch: {ignore: ['']}", 'watch.ignore (line 1): "" ', "*.psd"),
         ("watch: {ignore: [[a]]}", "watch.ignore (line 1): a list of lists", 'a list as ["*.psd"]'),
         ("watch: {backend: poll}", "watch.backend (line 1): poll ", "auto, native or polling"),
+        ("notify: {on_saved: /bin/up}", 'notify.on_saved (line 1): "/bin/up" ', '["/usr/local/'),
+        ("notify: {apprise: ntfy}", "notify.apprise (line 1): ntfy ", 'a list as ["ntfy://topic"]'),
+        ("output: {renditions: amazon}", "output.renditions (line 1): ", 'a list as ["amazon", '),
         ("originals: burn", "originals (line 1): burn ", "archive, keep or delete"),
         ("log: {level: off}", "log.level (line 1): off ", "debug, info, warning or error"),
         ("log: {file: [a]}", "log.file (line 1): a list ", "a path, or null"),
@@ -540,6 +543,31 @@ def test_an_unknown_key_is_refused_with_the_one_it_may_be(
     (line,) = mistakes(text)
     assert line.startswith(f"{start}there is no such key. ")
     assert line.endswith(f"Did you mean {near}?" if near else "lists all keys.")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("watch: {ignroe: [x]}", "Did you mean watch.ignore?"),
+        ("original: keep", "Did you mean originals?"),
+        ("backend: x", "Take it out; a folder can have originals, watch.ignore"),
+        ("log: {levl: x}", "Take it out; a folder can have originals, watch.ignore"),
+        ("log: off", "holds for the whole inbox. A folder can have originals, watch.ignore"),
+        ("watch: x", "Write the keys below it, indented, as ignore: ..."),
+        ("originals: burn", "archive, keep or delete; without the key it is as in the folder"),
+    ],
+)
+def test_a_folders_file_is_told_of_what_a_folder_can_have(text: str, words: str) -> None:
+    assert words in (parse_override(text, Settings()).wrong or "")
+
+
+@pytest.mark.parametrize("change", ["", "x"])
+def test_a_folders_file_is_not_sent_to_keys_that_it_cannot_have(change: str) -> None:
+    dotted = [key for key in keys() if "." in key]
+    for section, name in (key.split(".") for key in dotted):
+        wrong = parse_override(f"{section}: {{{name}{change}: [{{}}]}}", Settings()).wrong or ""
+        said = {key for key in dotted if key in wrong.partition("): ")[2]}
+        assert said <= set(FOLDER_KEYS), (name, wrong)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import pytest
 from hypothesis import example, given
@@ -16,9 +16,10 @@ from PIL import Image, ImageDraw
 
 from bgremover.core.errors import BrokenResult, DiskFull, Truncated, Vanished
 from bgremover.core.recipe import recipe_of
-from bgremover.studio.finish import Options
+from bgremover.core.terms import OutputTerms
 from bgremover.studio.intake import Limits
 from bgremover.studio.render import Sources
+from bgremover.timing import STEP, Progress
 from bgremover.workshop import Craft, Memory, Workshop
 from tests.site import photo, until
 
@@ -29,9 +30,6 @@ def shop(tmp_path: Path) -> Workshop:
     return Workshop(
         Craft(
             limits=Limits(10_000_000),
-            resolution="original",
-            finish=Options(),
-            recipes=(),
             memory=1_000_000_000,
             scratch=str(tmp_path),
         )
@@ -105,6 +103,55 @@ def test_who_asks_first_is_let_in_first() -> None:
     assert order == [1, 2]
 
 
+# --- turns --------------------------------------------------------------------------------------
+
+
+class Hand:
+    """A steady clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_only_the_time_of_its_own_work_counts_for_a_step(tmp_path: Path) -> None:
+    work, clock = shop(tmp_path), Hand()
+    free, asked, readable = (threading.Event() for _ in range(3))
+
+    def original() -> BinaryIO:
+        asked.set()
+        assert readable.wait(10)
+        return io.BytesIO(photo())
+
+    async def scenario() -> list[float]:
+        progress, seen = Progress(clock), list[float]()
+        STEP.set(progress)
+        for _ in range(2):
+            work._threads.submit(free.wait, 10)
+        held = ExitStack()
+        held.enter_context(work._memory.taken(10**12))
+        step = asyncio.create_task(work.look(original))
+        await asyncio.sleep(0)
+        clock.now = 1000  # both threads are busy
+        seen.append(progress.still())
+        free.set()
+        await asyncio.to_thread(asked.wait, 10)
+        clock.now = 1500  # the original does not open
+        seen.append(progress.still())
+        readable.set()
+        await asyncio.to_thread(until, lambda: len(work._memory._turns) == 1)
+        clock.now = 3000  # somebody else has the memory
+        seen.append(progress.still())
+        held.close()
+        await step
+        clock.now = 3700
+        return [*seen, progress.still()]
+
+    assert asyncio.run(scenario()) == [0, 500, 0, 700]
+
+
 # --- the work -----------------------------------------------------------------------------------
 
 
@@ -146,12 +193,19 @@ def test_a_picture_that_is_cut_off_is_the_fault_of_the_file(tmp_path: Path) -> N
         asyncio.run(shop(tmp_path).look(opening(photo()[:700])))
 
 
-def cut(tmp_path: Path, original: Callable[[], BinaryIO], came: bytes) -> tuple[int, int]:
+def cut(
+    tmp_path: Path,
+    original: Callable[[], BinaryIO],
+    came: bytes,
+    resolution: Literal["original", "result"] = "original",
+) -> tuple[int, int]:
     async def work() -> tuple[int, int]:
         work = shop(tmp_path)
         picture = await work.look(opening(photo()))
         into = io.BytesIO()
-        made = await work.cut_out(original, picture, io.BytesIO(came), into)
+        made = await work.cut_out(
+            original, picture, io.BytesIO(came), into, OutputTerms(resolution)
+        )
         assert made.size == len(into.getvalue())
         return Image.open(into).size
 
@@ -160,6 +214,35 @@ def cut(tmp_path: Path, original: Callable[[], BinaryIO], came: bytes) -> tuple[
 
 def test_a_cut_out_has_the_size_of_the_original(tmp_path: Path) -> None:
     assert cut(tmp_path, opening(photo()), result((48, 36))) == SIZE
+
+
+def test_a_cut_out_stays_as_it_came_where_that_is_asked_for(tmp_path: Path) -> None:
+    assert cut(tmp_path, opening(photo()), result((48, 36)), "result") == (48, 36)
+
+
+@pytest.mark.parametrize(
+    ("made_by", "wanted", "size"),
+    [
+        ("result", "original", SIZE),
+        ("result", "result", (48, 36)),
+        ("original", "original", (48, 36)),
+        ("original", "result", (48, 36)),
+    ],
+)
+def test_a_cut_out_is_made_anew_of_an_earlier_one(
+    tmp_path: Path,
+    made_by: Literal["original", "result"],
+    wanted: Literal["original", "result"],
+    size: tuple[int, int],
+) -> None:
+    async def work() -> tuple[int, int]:
+        work, into = shop(tmp_path), io.BytesIO()
+        picture = await work.look(opening(photo()))
+        earlier = io.BytesIO(result((48, 36))), OutputTerms(made_by)
+        await work.make_anew(opening(photo()), picture, earlier, into, OutputTerms(wanted))
+        return Image.open(into).size
+
+    assert asyncio.run(work()) == size
 
 
 def test_without_the_original_the_result_is_kept(tmp_path: Path) -> None:
@@ -183,7 +266,8 @@ def test_a_full_disk_is_the_fault_of_this_machine(tmp_path: Path) -> None:
     async def work() -> None:
         work = shop(tmp_path)
         picture = await work.look(opening(photo()))
-        await work.cut_out(opening(photo()), picture, io.BytesIO(result()), Full())
+        given, terms = io.BytesIO(result()), OutputTerms()
+        await work.cut_out(opening(photo()), picture, given, Full(), terms)
 
     with pytest.raises(DiskFull):
         asyncio.run(work())

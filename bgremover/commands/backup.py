@@ -11,8 +11,8 @@ import click
 
 from bgremover.cli import Exit
 from bgremover.commands.common import settings_from
-from bgremover.core.errors import SetupError, local_fault
-from bgremover.core.naming import printable
+from bgremover.core.errors import LocalFault, SetupError
+from bgremover.core.naming import counted, printable
 from bgremover.edges.ledger import FILE_NAME, Ledger, existing_ledger
 
 
@@ -37,7 +37,7 @@ def backup(config: str | None, destination: Path) -> Exit:
             )
         _write(ledger, target)
     size = target.stat().st_size
-    click.echo(f"{printable(str(target))}: {size:,} bytes")
+    click.echo(f"{printable(str(target))}: {counted(size, 'byte')}")
     click.echo(
         f"To go back to it: stop bgremover, put it into the state folder as {FILE_NAME}, and "
         f"remove {FILE_NAME}-wal and {FILE_NAME}-shm there."
@@ -63,7 +63,7 @@ def _write(ledger: Ledger, target: Path) -> None:
         # Only for its owner: it holds links that fetch what was paid for.
         os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except OSError as error:
-        raise local_fault(error, f"writing {printable(str(part))}") from error
+        raise _unwritable(target, error.strerror or str(error)) from error
     try:
         ledger.backup(part)
         _prove(part)
@@ -71,10 +71,20 @@ def _write(ledger: Ledger, target: Path) -> None:
         _target(target)
         os.rename(part, target)
     except OSError as error:
-        raise local_fault(error, f"writing {printable(str(target))}") from error
+        raise _unwritable(target, error.strerror or str(error)) from error
+    except LocalFault as fault:
+        raise _unwritable(target, fault.message) from fault
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part)
+
+
+def _unwritable(target: Path, reason: str) -> LocalFault:
+    # Not with the hint of its kind: those are for the folders that the daemon works in.
+    return LocalFault(
+        f"{printable(str(target))} cannot be written: {reason}. Name a file in a folder that "
+        "exists, has room, and that this user may write to: bgremover backup DEST."
+    )
 
 
 def _prove(copy: Path) -> None:

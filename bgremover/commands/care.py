@@ -13,12 +13,13 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
 from bgremover.cli import Exit
 from bgremover.commands.common import settings_from
-from bgremover.commands.looking import ASK_SECONDS
+from bgremover.commands.looking import ASK_SECONDS, troubles
 from bgremover.commands.outlets import outlets
 from bgremover.core.answer import Quote
 from bgremover.core.budget import micro
@@ -31,7 +32,7 @@ from bgremover.core.errors import (
     local_fault,
 )
 from bgremover.core.ignoring import Ignore
-from bgremover.core.naming import MAX_NAME_BYTES, candidates, printable
+from bgremover.core.naming import MAX_NAME_BYTES, candidates, counted, printable
 from bgremover.door import door_check, prepare_folders
 from bgremover.edges.folders import REPORT, Folders
 from bgremover.edges.inbox import Inbox
@@ -99,7 +100,8 @@ def _move_back(settings: Settings, chosen: list[Held]) -> int:
     folders = open_folders(settings, open_inbox(settings, work))
     back = sum(_release(folders, one) for one in chosen)
     price = back * settings.api.price_usd
-    click.echo(f"{counted(back)} moved back to the inbox; cutting out costs at most ${price:.2f}.")
+    images = counted(back, "image")
+    click.echo(f"{images} moved back to the inbox; cutting out costs at most ${price:.2f}.")
     return back
 
 
@@ -114,13 +116,17 @@ def _release(folders: Folders, one: Held) -> bool:
     return True
 
 
-def counted(images: int) -> str:
-    """Return "1 image" or "42 images"."""
-    return f"{images:,} image{'' if images == 1 else 's'}"
-
-
 def held_in(root: str) -> list[Held]:
     """Return the images in a quarantine folder, by name.
+
+    Raises:
+        LocalFault: It cannot be listed.
+    """
+    return [_held(root, name) for name in names_in(root)]
+
+
+def names_in(root: str) -> list[str]:
+    """Return the names of the images in a quarantine folder, sorted.
 
     Raises:
         LocalFault: It cannot be listed.
@@ -133,7 +139,7 @@ def held_in(root: str) -> list[Held]:
         raise local_fault(error, f"listing the quarantine {root}") from error
     sweep = Inbox(root, Ignore(), leases=False).sweep(lambda _path, _identity: False, sys.maxsize)
     files = {sighting.path for sighting in sweep.sightings}
-    return [_held(root, name) for name in sorted(files) if _is_image(name, files)]
+    return [name for name in sorted(files) if _is_image(name, files)]
 
 
 def _is_image(name: str, files: set[str]) -> bool:
@@ -250,7 +256,7 @@ class Sheet:
     def end(self) -> Exit:
         """Print the sum and return the exit code."""
         sums = ((self.errors, "error"), (self.warnings, "warning"))
-        words = ", ".join(f"{n} {name}{'s' * (n != 1)}" for n, name in sums if n)
+        words = ", ".join(counted(n, name) for n, name in sums if n)
         click.echo(f"{words}." if words else "All is well.")
         return self.code
 
@@ -278,11 +284,14 @@ def check(config: str | None, *, online: bool) -> Exit:
     sheet.good("configuration", _source(settings))
     _check_folders(sheet, settings)
     _check_ledger(sheet, settings)
-    _check_daemon(sheet, settings)
+    live = _check_daemon(sheet, settings)
     sheet.good("api.base_url", f"{settings.api.base_url} ({settings.api.flow})")
     for line in network_lines(settings, os.environ):
         sheet.good("network", line)
-    for outlet in outlets(settings):
+    address = settings.http.listen
+    # One that does not answer may listen there.
+    ours = live is not None and live.get("listen", address) == address
+    for outlet in outlets(settings, listening=ours):
         if isinstance(outlet, Finding):
             sheet.take(outlet)
         else:
@@ -333,17 +342,26 @@ def _check_ledger(sheet: Sheet, settings: Settings) -> None:
         sheet.good("ledger", f"{path} is whole")
 
 
-def _check_daemon(sheet: Sheet, settings: Settings) -> None:
+def _check_daemon(sheet: Sheet, settings: Settings) -> dict[str, Any] | None:
+    """Return what the running daemon says: {} when it does not answer, None when none runs."""
     try:
         live = ask_status(Path(settings.folders.state), ASK_SECONDS)
     except TimeoutError as error:
         remedy = "Look at its log; restart it if it stays so."
         sheet.take(Finding("warning", "daemon", str(error), remedy))
+        return {}
     except LocalFault as fault:
         remedy = "Ask as the user that runs bgremover."
         sheet.take(Finding("warning", "daemon", fault.message, remedy))
-    else:
-        sheet.good("daemon", f"{live['state']}, pid {live['pid']}" if live else "none runs now")
+        return {}
+    if live is None:
+        sheet.good("daemon", "none runs now")
+        return None
+    for what, remedy in troubles(live):
+        sheet.take(Finding("warning", "daemon", what, remedy))
+    if not (live["pause"] or live["ailment"]):
+        sheet.good("daemon", f"running, pid {live['pid']}")
+    return live
 
 
 def network_lines(settings: Settings, env: Mapping[str, str]) -> list[str]:

@@ -24,9 +24,9 @@ def settings_from(config: str | None) -> Settings:
     return load_settings(config, os.environ, Path.cwd())
 
 
-def start_logging(settings: Settings) -> None:
-    """Send all logs where the settings say."""
-    configure(settings.log.format, settings.log.level, settings.log.file)
+def start_logging(settings: Settings, *, bar: bool = False) -> None:
+    """Send all logs where the settings say; with a progress bar on stderr, little goes there."""
+    configure(settings.log.format, settings.log.level, settings.log.file, aside=bar)
 
 
 def key_from(settings: Settings) -> KeySource:

@@ -27,8 +27,8 @@ from bgremover.core.errors import (
     Vanished,
     Withdrawn,
 )
-from bgremover.core.job import CONFIGURED, Deferred, Job, Quarantined, Saved
-from bgremover.core.naming import printable
+from bgremover.core.job import CONFIGURED, Deferred, Job, Quarantined, Receipt, Saved
+from bgremover.core.naming import counted, printable
 from bgremover.core.report import utc
 from bgremover.edges import mounts
 from bgremover.edges.folders import Folders
@@ -128,10 +128,13 @@ class Case:
         if job is None:
             return None
         match job.state:
-            case Deferred(until=until, reason=reason):
+            case Deferred(until=until, reason=reason) if until > self.clock.wall():
                 return Verdict("waits", f"claimed, and put off until {utc(until)}: {reason}")
+            case Deferred(until=until, reason=reason):
+                words = f"claimed, and was put off until {utc(until)}: {reason}"
+                return Verdict("waits", f"{words}; it goes on as soon as the daemon comes to it")
             case state:
-                calls = f"{len(job.attempts)} calls so far"
+                calls = f"{counted(len(job.attempts), 'call')} so far"
                 return Verdict(
                     "is worked on", f"claimed at {utc(job.claimed_at)}; {state.kind}, {calls}"
                 )
@@ -206,19 +209,30 @@ class Case:
                 intake.look(file, limits(self.settings))
         except (Truncated, EmptyImage) as fault:
             minutes = self.settings.watch.incomplete_minutes
+            if self._unchanged_for(path) > minutes * 60:
+                words = f"{fault.message}, and it was unchanged for more than {minutes:g} minutes"
+                return Verdict("fails", f"{words}: it goes to quarantine as {fault.code}")
             words = f"{fault.message}. It is given {minutes:g} minutes without a change"
             return Verdict("waits", f"{words}, then goes to quarantine as {fault.code}")
         except FileFault as fault:
             return Verdict("fails", f"it goes to quarantine as {fault.code}: {fault.message}")
         return None
 
+    def _unchanged_for(self, path: str) -> float:
+        """Return for how many seconds; 0 where change times are of another machine's clock."""
+        one = self._sighting(path)
+        if one is None or not self.inbox.leases:
+            return 0.0
+        return self.clock.wall() - one.identity.ctime_ns / 1e9
+
     def _price(self, path: str) -> str:
         with self.inbox.open(path) as file:
             sha256 = intake.look(file, limits(self.settings)).picture.sha256
         folders = open_folders(self.settings, self.inbox)
-        for job in self.ledger.cut_outs(sha256) if self.ledger else []:
-            if self._serves(job, folders):
-                return "it costs nothing: a cut-out of the same bytes is there or is paid for"
+        jobs = self.ledger.cut_outs(sha256) if self.ledger else []
+        kept = self.ledger.receipts(sha256, CONFIGURED) if self.ledger else []
+        if any(self._serves(job, folders) for job in jobs) or any(map(self._lives, kept)):
+            return "it costs nothing: a cut-out of the same bytes is there or is paid for"
         price = self.settings.api.price_usd
         return (
             f"nothing keeps it from being cut out, for ${price:.2f}; then: {self._originals(path)}"
@@ -229,10 +243,12 @@ class Case:
             case Saved(output=output, sha256=sha256, size=size, receipt=receipt):
                 outbox = job.home.outbox or os.path.realpath(self.settings.folders.outbox)
                 there = folders.verify_published(os.path.join(outbox, output), sha256, size)
-                alive = bool(receipt and receipt.link and receipt.expires_at > self.clock.wall())
-                return there or alive
+                return there or self._lives(receipt)
             case _:
                 return False
+
+    def _lives(self, receipt: Receipt | None) -> bool:
+        return bool(receipt and receipt.link and receipt.expires_at > self.clock.wall())
 
     def _gone(self, path: str, fault: Withdrawn) -> Verdict:
         job = self.ledger.done_at(path) if self.ledger else None
@@ -242,7 +258,11 @@ class Case:
                     "is done", f"it is not in the inbox any more; it was cut out as {output}"
                 )
             case Quarantined(code=code, name=name):
-                return Verdict("has failed", f"it lies in quarantine as {name}: {code}")
+                place = os.path.join(os.path.realpath(self.settings.folders.quarantine), name)
+                if not name or not os.path.lexists(place):
+                    gone = f"with {code}; it is neither in the inbox nor in quarantine any more"
+                    return Verdict("has failed", gone)
+                return Verdict("has failed", f"it lies in quarantine ({code}): {place}")
             case _:
                 return Verdict("is not known", f"{fault.message}, and nothing is recorded of it")
 
@@ -266,7 +286,14 @@ def _around(settings: Settings, inbox: Inbox, path: str) -> Iterator[tuple[str, 
     with suppress(BgremoverError):
         held = inbox.terms(path)
         if held.base or held.originals:
-            yield "terms", f"a .bgremover.yaml counts here; originals: {held.originals or '-'}"
+            originals = held.originals or settings.originals
+            yield "terms", f"a .bgremover.yaml counts here; originals: {originals}"
+        if said := held.output.said():
+            yield "output", "; ".join(f"{key}: {_shown(said[key])}" for key in said)
+
+
+def _shown(value: object) -> str:
+    return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
 
 
 def _daemon(settings: Settings) -> Iterator[tuple[str, str]]:
@@ -283,4 +310,4 @@ def _daemon(settings: Settings) -> Iterator[tuple[str, str]]:
     elif live["ailment"]:
         yield "daemon", live["ailment"]
     else:
-        yield "daemon", f"runs; {live['queue']['waiting']:,} files wait"
+        yield "daemon", f"runs; waiting: {counted(live['queue']['waiting'], 'file')}"

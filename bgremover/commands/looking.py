@@ -8,6 +8,7 @@
 import contextlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -18,7 +19,7 @@ import click
 
 from bgremover.cli import Exit
 from bgremover.core.errors import LocalFault, NoPermission, SetupError, hint_of
-from bgremover.core.naming import printable
+from bgremover.core.naming import counted, printable
 from bgremover.edges.supervisor import ask_status
 from bgremover.reading import load_settings
 from bgremover.settings import Settings
@@ -28,6 +29,8 @@ if TYPE_CHECKING:  # `health` needs no database
 
 ASK_SECONDS = 5.0
 """How long the daemon may take to answer."""
+COUNT_SECONDS = 5.0
+"""How long the quarantine may take to be counted."""
 
 _COLOURS = {"running": "green", "paused": "yellow", "stopped": "red"}
 
@@ -75,6 +78,19 @@ def _settings(config: str | None) -> Settings:
 
 def _reason(pause: dict[str, str]) -> str:
     return f"{pause['reason'].replace('_', ' ')} ({printable(pause['detail'])})"
+
+
+def troubles(live: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what keeps a running daemon from its work: what it is, and what to do.
+
+    Args:
+        live: What the daemon told.
+    """
+    if pause := live["pause"]:
+        since = _local(datetime.fromisoformat(pause["since"]))
+        yield f"paused since {since}: {_reason(pause)}", hint_of(pause["reason"])
+    if live["ailment"]:
+        yield printable(live["ailment"]), "Its log says more."
 
 
 # --- status --------------------------------------------------------------------------------
@@ -158,15 +174,15 @@ def _recorded(ledger: "Ledger | None", day: str) -> dict[str, Any]:
 
 def _queue_at_rest(settings: Settings, ledger: "Ledger | None") -> dict[str, int]:
     deferred = ledger.count_deferred() if ledger else 0
+    waiting = held = 0
     try:
-        waiting = _count_waiting(settings, ledger)
+        waiting, held = _count_waiting(settings, ledger)
     except LocalFault as fault:
         click.echo(f"bgremover: warning: {fault.message}: nothing is counted there", err=True)
-        waiting = 0
-    return {"waiting": waiting, "in_flight": 0, "deferred": deferred}
+    return {"waiting": waiting, "in_flight": 0, "deferred": deferred, "held": held}
 
 
-def _count_waiting(settings: Settings, ledger: "Ledger | None") -> int:
+def _count_waiting(settings: Settings, ledger: "Ledger | None") -> tuple[int, int]:
     from bgremover.core.job import CONFIGURED, Deferred, Identity
     from bgremover.wiring import Work, open_inbox
 
@@ -188,8 +204,27 @@ def _count_waiting(settings: Settings, ledger: "Ledger | None") -> int:
         return True
 
     work = Work(Path(folders.inbox), settings.originals, watch=False)
-    open_inbox(settings, work).sweep(count, 0)
-    return waiting
+    held = open_inbox(settings, work).sweep(count, 0).held
+    return waiting, held
+
+
+def in_quarantine(settings: Settings) -> int | None:
+    """Return how many images lie in quarantine; None where the disk does not tell in time.
+
+    A share that hangs must not keep `status` from telling the rest.
+    """
+    from bgremover.commands.care import names_in
+
+    told: list[int] = []
+
+    def count() -> None:
+        with contextlib.suppress(LocalFault):
+            told.append(len(names_in(os.path.realpath(settings.folders.quarantine))))
+
+    thread = threading.Thread(target=count, daemon=True)
+    thread.start()
+    thread.join(COUNT_SECONDS)
+    return told[0] if told else None
 
 
 # --- in words ------------------------------------------------------------------------------
@@ -212,12 +247,18 @@ def _words(
         f"{queue['waiting']:,} waiting, {queue['in_flight']} in flight, "
         f"{queue['deferred']:,} deferred",
     )
+    if held := queue.get("held", 0):
+        files = counted(held, "file")
+        yield _row("held", f"{files}: a .bgremover.yaml is wrong; `bgremover plan` says how")
     totals = document["totals"]
     yield _row(
         "images",
         f"{totals['saved']:,} cut out, {totals['reused']:,} served from earlier cut-outs, "
-        f"{totals['quarantined']:,} quarantined",
+        f"{totals['quarantined']:,} quarantined so far",
     )
+    there = in_quarantine(settings)
+    if there is not None:
+        yield _row("quarantine", f"{counted(there, 'image')} there now")
     yield from _spend_lines(document["spend"], settings)
     yield from _failure_lines(document["latest_failures"])
 

@@ -13,13 +13,12 @@ from rich.console import Console
 from rich.progress import track
 
 from bgremover.cli import Exit
-from bgremover.commands.care import counted
 from bgremover.commands.common import on_terminal, settings_from
 from bgremover.commands.work import with_folders, works_from
 from bgremover.core.budget import micro
 from bgremover.core.errors import Blocked, FileFault, Withdrawn
-from bgremover.core.job import Accepted, Deferred, Fetched, Home, Job, Paid, Saved, State
-from bgremover.core.naming import printable
+from bgremover.core.job import Accepted, Deferred, Fetched, Home, Job, Paid, Receipt, Saved, State
+from bgremover.core.naming import counted, printable
 from bgremover.edges.folders import Folders
 from bgremover.edges.inbox import Inbox, Sighting
 from bgremover.edges.ledger import Ledger, existing_ledger
@@ -56,6 +55,7 @@ class Plan:
         unusable: What would fail: where and why.
         passing: Images that are transparent already and cost nothing.
         ignored: How many files are left alone for their name or their folder.
+        held: How many files are not taken as long as a `.bgremover.yaml` is wrong.
         odd: What is left alone and deserves a word: where and why.
     """
 
@@ -65,6 +65,7 @@ class Plan:
     unusable: list[tuple[str, str]] = field(default_factory=list)
     passing: int = 0
     ignored: int = 0
+    held: int = 0
     odd: list[tuple[str, str]] = field(default_factory=list)
 
     def take(self, look: Look, past: "Past", shown: str) -> None:
@@ -90,6 +91,7 @@ class Past:
         folders: Where cut-outs lie.
         outbox: Of the configuration.
         under_way: The bytes of images that are paid for and not yet saved, by their SHA-256.
+        home: Of the images that are planned for.
         now: Unix time.
     """
 
@@ -97,14 +99,21 @@ class Past:
     folders: Folders
     outbox: str
     under_way: frozenset[str]
+    home: Home
     now: float
 
     def paid(self, sha256: str) -> bool:
         """Tell whether an image with these bytes costs nothing any more."""
         if sha256 in self.under_way:
             return True
-        earlier = self.ledger.cut_outs(sha256) if self.ledger else []
-        return any(self._serves(job) for job in earlier)
+        if self.ledger is None:
+            return False
+        return any(map(self._serves, self.ledger.cut_outs(sha256))) or any(
+            map(self._lives, self.ledger.receipts(sha256, self.home))
+        )
+
+    def _lives(self, receipt: Receipt | None) -> bool:
+        return bool(receipt and receipt.link and receipt.expires_at > self.now)
 
     def _serves(self, job: Job) -> bool:
         match job.state:
@@ -112,7 +121,7 @@ class Past:
                 path = os.path.join(job.home.outbox or self.outbox, output)
                 if self.folders.verify_published(path, sha256, size):
                     return True
-                return bool(receipt and receipt.link and receipt.expires_at > self.now)
+                return self._lives(receipt)
             case _:
                 return False
 
@@ -169,6 +178,7 @@ def _past(settings: Settings, inbox: Inbox, ledger: Ledger | None, home: Home) -
         open_folders(settings, inbox),
         os.path.realpath(settings.folders.outbox),
         frozenset(job.picture.sha256 for job in unfinished if job.picture and _paid(job.state)),
+        home,
         Clock().wall(),
     )
 
@@ -194,7 +204,9 @@ def _sighted(planned: Plan, inbox: Inbox, work: Work, *, recursive: bool) -> tup
         return sightings
     sweep = inbox.sweep(lambda _path, _identity: False, sys.maxsize)
     planned.odd += [(_shown(work, path), why) for path, why in sweep.odd]
-    planned.ignored += max(0, _count_regular(inbox.root, recursive=recursive) - sweep.files)
+    there = _count_regular(inbox.root, recursive=recursive)
+    planned.ignored += max(0, there - sweep.files - sweep.held)
+    planned.held += sweep.held
     return sweep.sightings
 
 
@@ -248,20 +260,26 @@ def _look(inbox: Inbox, one: Sighting, most: intake.Limits, *, passes: bool) -> 
 
 def _tell(planned: Plan, settings: Settings, ledger: Ledger | None) -> None:
     images, price = len(planned.fresh), settings.api.price_usd
-    _row("to cut out", f"{counted(images)}, ${images * price:.2f}")
-    _row("done already", f"{counted(planned.done)}: cut out or paid for before")
-    _row("twins", f"{counted(planned.twins)} with the same bytes as one of these: paid for once")
+    _row("to cut out", f"{_images(images)}, ${images * price:.2f}")
+    _row("done already", f"{_images(planned.done)}: cut out or paid for before")
+    _row("twins", f"{_images(planned.twins)} with the same bytes as one of these: paid for once")
     if planned.passing:
-        _row("transparent", f"{counted(planned.passing)} already: put into the outbox for nothing")
-    _row("unusable", counted(len(planned.unusable)))
+        _row("transparent", f"{_images(planned.passing)} already: put into the outbox for nothing")
+    _row("unusable", _images(len(planned.unusable)))
     for where, why in planned.unusable:
         click.echo(f"  {where}: {why}")
-    _row("ignored", f"{planned.ignored:,} files, for their name or their folder")
+    _row("ignored", f"{counted(planned.ignored, 'file')}, for their name or their folder")
+    if planned.held:
+        _row("held", f"{counted(planned.held, 'file')}, until a .bgremover.yaml is mended")
     for where, why in planned.odd:
         click.echo(f"  {where}: {why}")
     for line in _budget_lines(settings, ledger, images):
         _row("budget", line)
     click.echo("Nothing was sent.")
+
+
+def _images(number: int) -> str:
+    return counted(number, "image")
 
 
 def _row(name: str, text: str) -> None:

@@ -16,7 +16,7 @@ from bgremover.cli import Exit
 from bgremover.commands.common import settings_from
 from bgremover.core.errors import BgremoverError, SetupError, local_fault
 from bgremover.core.job import Identity, Job, Saved
-from bgremover.core.naming import candidates, output_path, printable
+from bgremover.core.naming import candidates, counted, output_path, printable
 from bgremover.edges.ledger import FILE_NAME, Salvaged, existing_ledger, replacement, salvage
 from bgremover.edges.supervisor import StateLock
 from bgremover.settings import Settings
@@ -142,13 +142,15 @@ def _job(settings: Settings, pair: Pair) -> Job | None:
 def _tell(aside: Path, kept: Salvaged, fresh: int, unsure: list[str]) -> None:
     click.echo(
         f"The damaged ledger lies in {aside}.\n"
-        f"Saved from it: {len(kept.jobs)} images, {len(kept.calls)} calls; {kept.lost} rows were "
-        f"beyond reading.\nFound in the folders: {fresh} more images with their cut-outs."
+        f"Saved from it: {counted(len(kept.jobs), 'image')}, {counted(len(kept.calls), 'call')}; "
+        f"beyond reading: {counted(kept.lost, 'row')}.\n"
+        f"Found in the folders: {counted(fresh, 'more image', 'more images')} with cut-outs."
     )
     if unsure:
+        originals = counted(len(unsure), "original")
         click.echo(
-            f"{len(unsure)} originals share the name of a cut-out; dropped again they would be "
-            "paid for again:"
+            f"Sharing the name of a cut-out: {originals}; dropped again, each would be paid for "
+            "again:"
         )
         for path in unsure:
             click.echo(f"  {printable(path)}")

@@ -13,14 +13,19 @@ import click
 
 from bgremover.cli import Exit
 from bgremover.commands.common import settings_from
-from bgremover.core.errors import SetupError, Vanished
+from bgremover.core.errors import SetupError, Vanished, Withdrawn
 from bgremover.core.job import Job, Saved
-from bgremover.core.naming import printable
+from bgremover.core.naming import counted, printable
 from bgremover.core.recipe import Recipe, target_of
+from bgremover.core.terms import FolderTerms
+from bgremover.edges.folders import Folders
+from bgremover.edges.inbox import Inbox
 from bgremover.edges.ledger import existing_ledger
-from bgremover.renditions import Renderer
+from bgremover.renditions import Renderer, recipes_of
 from bgremover.settings import Settings
-from bgremover.wiring import Work, open_folders, open_inbox, workshop
+from bgremover.wiring import Work, open_folders, open_inbox, output_terms, workshop
+
+_NAME_THEM = "name cut-outs by their path in the outbox, as 'shoes/*.png'"
 
 
 def render(config: str | None, names: tuple[str, ...], *, missing: bool) -> Exit:
@@ -32,52 +37,89 @@ def render(config: str | None, names: tuple[str, ...], *, missing: bool) -> Exit
         missing: Whether only renditions are made whose name nothing has.
 
     Raises:
-        SetupError: The configuration is wrong, or asks for no renditions.
+        SetupError: The configuration is wrong, or nothing asks for renditions.
         LocalFault: This machine cannot do it now.
     """
     settings = settings_from(config)
-    if not settings.output.renditions:
+    jobs, missed = _chosen(settings, names)
+    for name in missed:
+        click.echo(f"nothing matches {printable(name)}: {_NAME_THEM}", err=True)
+    if missed and not jobs:
+        return Exit.SOME_FAILED
+    work = Work(Path(settings.folders.inbox), settings.originals, watch=False)
+    inbox = open_inbox(settings, work)
+    asked = [(job, _terms(inbox, job.path)) for job in jobs]
+    if not settings.output.renditions and not any(one.output.renditions for _, one in asked):
         raise SetupError(
             "output.renditions: is empty, so there is nothing to make. Name presets or recipes, as "
-            "[amazon, thumb]."
+            "[amazon, thumb], for all or in the .bgremover.yaml of a folder."
         )
+    folders = open_folders(settings, inbox)
+    done = asyncio.run(_render(settings, folders, asked, missing=missing))
+    return Exit.SOME_FAILED if missed else done
+
+
+def _terms(inbox: Inbox, path: str) -> FolderTerms:
+    """Return what holds for an original; of its folders those count that are still there."""
+    while True:
+        try:
+            return inbox.terms(path)
+        except Withdrawn:
+            path = path.rpartition("/")[0]
+
+
+def _chosen(settings: Settings, names: tuple[str, ...]) -> tuple[list[Job], list[str]]:
+    """Return the jobs whose cut-outs are meant, and the names that match none."""
     with existing_ledger(Path(settings.folders.state)) as ledger:
-        jobs = [job for job in ledger.saved() if _is_wanted(job, names)] if ledger else []
-    return asyncio.run(_render(settings, jobs, missing=missing))
+        saved = [job for job in ledger.saved() if _is_there(settings, job)] if ledger else []
+    missed = [name for name in names if not any(_matches(job, name) for job in saved)]
+    jobs = [job for job in saved if not names or any(_matches(job, name) for name in names)]
+    return jobs, missed
 
 
-def _is_wanted(job: Job, names: tuple[str, ...]) -> bool:
+def _is_there(settings: Settings, job: Job) -> bool:
+    """Tell whether a job is done and nobody has taken its cut-out."""
     if not isinstance(job.state, Saved) or not job.state.filed:
         return False
-    output = job.state.output
-    return not names or any(fnmatch.fnmatchcase(output, name) for name in names)
+    return (settings.folders.outbox / job.state.output).is_file()
+
+
+def _matches(job: Job, name: str) -> bool:
+    return isinstance(job.state, Saved) and fnmatch.fnmatchcase(job.state.output, name)
 
 
 @dataclass(slots=True)
 class _Tally:
     made: int = 0
+    there: int = 0
     cut_outs: int = 0
     failed: int = 0
 
 
-async def _render(settings: Settings, jobs: list[Job], *, missing: bool) -> Exit:
-    work = Work(Path(settings.folders.inbox), settings.originals, watch=False)
-    shop = workshop(settings)
-    renderer = Renderer(shop, open_folders(settings, open_inbox(settings, work)))
-    tally = _Tally()
-    for job in jobs:
+async def _render(
+    settings: Settings,
+    folders: Folders,
+    asked: list[tuple[Job, FolderTerms]],
+    *,
+    missing: bool,
+) -> Exit:
+    renderer, tally = Renderer(workshop(settings), folders), _Tally()
+    for job, held in asked:
         output = job.state.output if isinstance(job.state, Saved) else ""
-        if not (settings.folders.outbox / output).is_file():
-            continue  # somebody has taken it
-        wanted = _missing(settings, renderer.recipes, output) if missing else renderer.recipes
-        recipes = tuple(wanted)
+        notes = [held.held] if held.held is not None else []
+        recipes = () if notes else recipes_of(held.output.over(output_terms(settings)))
+        if missing:
+            recipes = tuple(_missing(settings, recipes, output))
         made = await renderer.make(job, output, _original(settings, job), recipes)
         tally.cut_outs += 1
-        tally.made += len(made.outputs)
-        for note in made.notes:
-            click.echo(f"{printable(output)}: {note}", err=True)
-        tally.failed += len(made.outputs) < len(recipes)
-    click.echo(f"{tally.made:,} renditions of {tally.cut_outs:,} cut-outs. Nothing was sent.")
+        tally.made += made.fresh
+        tally.there += len(made.outputs) - made.fresh
+        for note in (*notes, *made.notes):
+            click.echo(f"{printable(output)}: {printable(note)}", err=True)
+        tally.failed += bool(notes) or len(made.outputs) < len(recipes)
+    renditions, cut_outs = counted(tally.made, "rendition"), counted(tally.cut_outs, "cut-out")
+    there = f", {tally.there:,} there already" if tally.there else ""
+    click.echo(f"{renditions} made of {cut_outs}{there}. Nothing was sent.")
     return Exit.SOME_FAILED if tally.failed else Exit.DONE
 
 
@@ -90,7 +132,8 @@ def _missing(settings: Settings, recipes: tuple[Recipe, ...], output: str) -> It
 def _original(settings: Settings, job: Job) -> Callable[[], AbstractContextManager[BinaryIO]]:
     """Return what opens the original where it went, if the very file still lies there."""
     folders = settings.folders
-    root = folders.inbox if settings.originals == "keep" else folders.archive
+    stays = isinstance(job.state, Saved) and job.state.left
+    root = folders.inbox if stays or settings.originals == "keep" else folders.archive
 
     @contextmanager
     def opened() -> Iterator[BinaryIO]:

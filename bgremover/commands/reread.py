@@ -66,7 +66,7 @@ class Reread:
 
 
 def _check_outlets(settings: Settings) -> None:
-    findings = (one for one in outlets(settings) if isinstance(one, Finding))
+    findings = (one for one in outlets(settings, listening=True) if isinstance(one, Finding))
     if wrong := [line(one) for one in findings if one.level == "error"]:
         raise SetupError("\n".join(wrong))
 

@@ -23,7 +23,7 @@ from bgremover.commands.common import (
 from bgremover.commands.reread import Reread
 from bgremover.core.errors import SetupError
 from bgremover.core.job import Home, Job, Quarantined, Saved
-from bgremover.core.naming import printable
+from bgremover.core.naming import counted, printable
 from bgremover.daemon import Daemon, Parts
 from bgremover.edges.inbox import ignore_sigio
 from bgremover.edges.supervisor import StateLock
@@ -70,7 +70,7 @@ async def _watch(reread: Reread) -> None:
 def once(config: str | None, *, ask: bool) -> int:
     """Work through the inbox; return the exit code."""
     settings = settings_from(config)
-    start_logging(settings)
+    start_logging(settings, bar=on_terminal())
     pass_the_door(settings)
     work = Work(Path(settings.folders.inbox), settings.originals, watch=False)
     with StateLock(Path(settings.folders.state)):
@@ -82,7 +82,7 @@ def once_from(config: str | None, sources: Iterable[Path], dest: Path, *, ask: b
     given = settings_from(config)
     works = works_from(sources, dest)
     settings = with_folders(given, works[0].inbox, dest)
-    start_logging(settings)
+    start_logging(settings, bar=on_terminal())
     for work in works:
         pass_the_door(with_folders(given, work.inbox, dest))
     with StateLock(Path(settings.folders.state)):
@@ -220,7 +220,8 @@ def _once(settings: Settings, works: list[Work], key: KeySource, *, ask: bool) -
     total = sum(count_files(settings, work) for work in works)
     if ask and total > ASK_ABOVE and on_terminal():
         price = total * settings.api.price_usd
-        click.confirm(f"{total} images, at most ${price:.2f}. Go on?", abort=True, err=True)
+        words = f"{counted(total, 'image')}, at most ${price:.2f}. Go on?"
+        click.confirm(words, abort=True, err=True)
     outcome = Outcome(total)
     with progress(total) as bar:
 
@@ -269,7 +270,7 @@ class _NoBar:
 
 
 def progress(total: int) -> AbstractContextManager[Bar]:
-    """Return a progress bar on a terminal, nothing otherwise: the log tells it in lines."""
+    """Return a progress bar on a terminal; otherwise nothing: there the log tells it in lines."""
     if not on_terminal():
         return nullcontext(_NoBar())
     from bgremover.commands.bar import RichBar  # noqa: PLC0415 - rich is for terminals only

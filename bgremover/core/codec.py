@@ -28,6 +28,7 @@ from bgremover.core.job import (
     State,
     Submitting,
 )
+from bgremover.core.terms import OutputTerms
 
 _STATES: dict[str, type[Any]] = {
     "queued": Queued,
@@ -78,8 +79,15 @@ def _job(data: Mapping[str, Any]) -> Job:
             "picture": Picture(**picture) if picture is not None else None,
             "attempts": tuple(_attempt(item) for item in data["attempts"]),
             "home": Home(**data["home"]),
+            "terms": _terms(data.get("terms")),  # older records have none
         }
     )
+
+
+def _terms(data: Mapping[str, Any] | None) -> OutputTerms | None:
+    if data is None:
+        return None
+    return OutputTerms(**{**data, "renditions": tuple(data["renditions"])})
 
 
 def _attempt(data: Mapping[str, Any]) -> Attempt:

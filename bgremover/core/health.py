@@ -19,10 +19,16 @@ LEAST_FREE = 16_000_000
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of one image that is under way: `age` and `limit` in seconds."""
+    """One step of one image that is under way.
+
+    Args:
+        name: What it is called.
+        still: Seconds since it last moved: one that waits for its turn does not hang.
+        limit: Seconds after which it counts as hanging.
+    """
 
     name: str
-    age: float
+    still: float
     limit: float
 
 
@@ -72,12 +78,12 @@ def _late(vitals: Vitals) -> list[str]:
 
 
 def _hanging(steps: Iterable[Step]) -> list[str]:
-    late = [step for step in steps if step.age > step.limit]
+    late = [step for step in steps if step.still > step.limit]
     if not late:
         return []
-    worst = max(late, key=lambda step: step.age - step.limit)
+    worst = max(late, key=lambda step: step.still - step.limit)
     more = f", and {len(late) - 1} more" if late[1:] else ""
-    return [f"the step {worst.name} has not ended for {worst.age:.0f} s{more}"]
+    return [f"the step {worst.name} has not moved for {worst.still:.0f} s{more}"]
 
 
 def _full(vitals: Vitals) -> list[str]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from bgremover.core.errors import Billed
+from bgremover.core.terms import OutputTerms
 
 if TYPE_CHECKING:  # core touches no disk: this names a type
     import os
@@ -230,6 +231,9 @@ class Job:
     `taken`, in the ledger only, says that a step has begun which may kill the program.
     `checked` is the ledger's sequence number at the moment it was last asked for an earlier
     cut-out of the same bytes.
+    `terms` are what its cut-out is made by: what its folder asked for when it was last looked at
+    before the money. From there on they stay, whatever is written into the folder meanwhile. Of
+    one that is served with an earlier cut-out they are what that was made by.
     """
 
     id: str
@@ -244,6 +248,7 @@ class Job:
     checked: int = 0
     taken: bool = False
     home: Home = CONFIGURED
+    terms: OutputTerms | None = None
 
     def to(self, state: State) -> "Job":
         """Return this job in `state`.

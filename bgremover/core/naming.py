@@ -49,6 +49,17 @@ def fold(path: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
 
+def counted(number: int, thing: str, things: str = "") -> str:
+    """Return "1 image", "0 images" or "1,234 images".
+
+    Args:
+        number: How many.
+        thing: What one of them is called.
+        things: What several are called, where an "s" does not make it.
+    """
+    return f"{number:,} {thing if number == 1 else things or thing + 's'}"
+
+
 def printable(path: str) -> str:
     """Return `path` as it can be shown: in a log line, in JSON, on a terminal.
 

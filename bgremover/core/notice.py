@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, assert_never
 
 from bgremover.core.job import Job, Quarantined, Saved
-from bgremover.core.naming import printable
+from bgremover.core.naming import counted, printable
 from bgremover.core.report import scrub, utc
+from bgremover.core.review import review_path
 
 SCHEMA = "bgremover.notice/1"
 
@@ -37,9 +38,10 @@ class Happening:
         file: The image, relative to the inbox; printable.
         output: Its cut-out, relative to the outbox; printable.
         code: Why it was quarantined, or the reason of the pause.
-        detail: The same in words.
+        detail: The same in words; of a cut-out, what is not plausible about it.
         hint: What to do.
         job: Of the image.
+        aside: Whether the cut-out was put aside for a person to look at: no command gets it.
         figures: Sums of the day, for the digest.
     """
 
@@ -51,15 +53,23 @@ class Happening:
     detail: str = ""
     hint: str = ""
     job: str = ""
+    aside: bool = False
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
 def of_job(job: Job, at: float) -> Happening | None:
     """Return what a job that has come to rest means for others; None for nothing."""
     match job.state:
-        case Saved(output=output):
+        case Saved(output=output, doubts=doubts):
             return Happening(
-                "saved", at, file=printable(job.path), output=printable(output), job=job.id
+                "saved",
+                at,
+                file=printable(job.path),
+                output=printable(output),
+                detail="; ".join(doubts),
+                job=job.id,
+                # The inbox may have a folder of that name too.
+                aside=bool(doubts) and output.startswith(review_path("")),
             )
         case Quarantined(code=code):
             return Happening("quarantined", at, file=printable(job.path), code=code, job=job.id)
@@ -153,7 +163,7 @@ class Message:
 
 def _sentence(message: Message) -> str:
     first, count = message.first, message.count
-    images = f"{count:,} image{'' if count == 1 else 's'}"
+    images = counted(count, "image")
     reason = first.code.replace("_", " ")
     match message.kind:
         case "saved":

@@ -6,7 +6,7 @@ is in the ledger.
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -72,11 +72,15 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class UnderWay:
-    """A step that has begun: of which image, which phase, and when by the steady clock."""
+    """A step that has begun: of which image, which phase, and when by the steady clock.
+
+    `still` gives the seconds since it last moved.
+    """
 
     path: str
     phase: str
     began: float
+    still: Callable[[], float]
 
 
 @dataclass(slots=True)
@@ -105,9 +109,15 @@ class Observed:
     looked_at: float | None = None
     free: dict[str, int | None] = field(default_factory=dict)
 
-    def began(self, job: Job, now: float) -> None:
-        """Note that a step of `job` begins; `now` is of the steady clock."""
-        self.under_way[job.id] = UnderWay(job.path, phase(job), now)
+    def began(self, job: Job, now: float, still: Callable[[], float]) -> None:
+        """Note that a step begins.
+
+        Args:
+            job: Of which image.
+            now: By the steady clock.
+            still: Gives the seconds since the step last moved.
+        """
+        self.under_way[job.id] = UnderWay(job.path, phase(job), now, still)
 
     def ended(self, before: Job, after: Job, fault: str | None, now: float) -> None:
         """Note that a step ended.

@@ -310,10 +310,10 @@ def _check_template(recipe: Recipe) -> None:
             "{recipe}, and no other braces."
         )
     parts = template.split("/")
-    if any(part.startswith(".") or not part.strip() or "\0" in part for part in parts):
+    if any(part.startswith(".") or not part.strip() or not part.isprintable() for part in parts):
         raise ValueError(
             f'{recipe.name}: "{printable(template)}" is no name below the outbox. Write one as '
-            "white/{stem}.jpg, without hidden folders and .."
+            "white/{stem}.jpg, without hidden folders, .. and control characters"
         )
     suffix = split(template)[2]
     if suffix.lower() not in _SUFFIXES[recipe.format]:

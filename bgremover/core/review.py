@@ -5,7 +5,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, Literal
+from typing import Any
 
 from bgremover.core.naming import printable
 from bgremover.core.report import utc
@@ -13,8 +13,6 @@ from bgremover.core.report import utc
 SCHEMA = "bgremover.review/1"
 FOLDER = "_review"
 """Below the outbox: where doubtful cut-outs are put aside."""
-
-Review = Literal["off", "warn", "move"]
 
 LEAST, MOST = 0.005, 0.98
 """Shares of the area between which the foreground of a plausible cut-out lies."""

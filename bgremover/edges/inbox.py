@@ -21,6 +21,7 @@ from bgremover.core.errors import (
     Blocked,
     DiskFailed,
     FolderLost,
+    LocalFault,
     Replaced,
     Vanished,
     local_fault,
@@ -70,6 +71,7 @@ class Sweep:
         files: How many files there are that are not ignored.
         folders: How many folders were entered.
         odd: What is left alone and deserves a word: (path, why).
+        held: How many files are not taken as long as a `.bgremover.yaml` is wrong.
     """
 
     sightings: tuple[Sighting, ...]
@@ -77,6 +79,7 @@ class Sweep:
     files: int
     folders: int
     odd: tuple[tuple[str, str], ...]
+    held: int = 0
 
 
 class Inbox:
@@ -86,7 +89,8 @@ class Inbox:
         root: The folder.
         ignore: What is left alone.
         recursive: Whether sub-folders count.
-        leases: Whether the read-lease test can be trusted: on local file systems only.
+        leases: Whether the read-lease test can be trusted: on local file systems only. May be
+            set anew: a share may be mounted later.
         whole: Tells of an open file whether it ends as a picture does; None when that cannot be
             told. May raise `BgremoverError`.
         marker: The name of a file without which this is not the inbox but an empty mount point.
@@ -107,7 +111,7 @@ class Inbox:
         self.root = os.path.realpath(root)
         self._given = FolderTerms(ignore)
         self._recursive = recursive
-        self._leases = leases
+        self.leases = leases
         self._whole = whole
         self._marker = marker
         self._override = override
@@ -160,7 +164,7 @@ class Inbox:
         self.root_identity()
         found: list[Sighting] = []
         odd: list[tuple[str, str]] = []
-        files = entered = more = 0
+        files = entered = more = waits = 0
         waiting = [(folder, above) for folder in folders for above in self._above(folder)]
         while waiting:
             folder, above = waiting.pop()
@@ -170,6 +174,9 @@ class Inbox:
                 if _is_folder(entry):
                     self._enter(entry, path, held, waiting, odd)
                 elif not held.leaves_file(entry.name, path) and (one := _seen(entry, path, odd)):
+                    if held.held is not None:
+                        waits += 1
+                        continue
                     files += 1
                     if skip(path, one):
                         continue
@@ -177,7 +184,7 @@ class Inbox:
                         found.append(Sighting(path, one))
                     else:
                         more += 1
-        return Sweep(tuple(found), more, files, entered, tuple(odd))
+        return Sweep(tuple(found), more, files, entered, tuple(odd), waits)
 
     def _above(self, folder: str) -> list[FolderTerms]:
         """Return what holds above a folder to begin with; nothing where it is not entered."""
@@ -201,9 +208,8 @@ class Inbox:
             # By its descriptor: a link may have taken the place of any folder on the way.
             with self.holding(folder) as (descriptor, _), os.scandir(descriptor) as entries:
                 held = self._terms_in(descriptor, folder, above)
-                if held.held is not None:
+                if held.held is not None and above.held is None:
                     odd.append((folder + terms.FILE, f"holds its folder: {held.held}"))
-                    return
                 for entry in entries:
                     yield entry, held
         except (Vanished, Replaced):
@@ -251,6 +257,28 @@ class Inbox:
                 held = self._terms_in(descriptor, folder, held)
         return held
 
+    def keeping(self, paths: Iterable[str]) -> set[str]:
+        """Return which of these files their folders keep in the inbox; looks once at each folder.
+
+        What cannot be looked at now, or is held, is left out.
+        """
+        known: dict[str, bool] = {}
+        kept = set()
+        for path in paths:
+            folder = path.rpartition("/")[0]
+            if folder not in known:
+                known[folder] = self._keeps(path)
+            if known[folder]:
+                kept.add(path)
+        return kept
+
+    def _keeps(self, path: str) -> bool:
+        try:
+            held = self.terms(path)
+        except BgremoverError:
+            return False
+        return held.held is None and held.originals == "keep"
+
     def _found(self, path: str) -> tuple[os.stat_result, FolderTerms] | None:
         """Return what lies at `path` and what holds for it; None where it is left alone or held."""
         held = self._given
@@ -275,6 +303,9 @@ class Inbox:
             self._read.pop(folder, None)
             return above
         except OSError as error:
+            refused = self._refused(error, folder + terms.FILE)
+            if isinstance(refused, LocalFault):  # a share that is away says nothing about the file
+                raise refused from error
             own = Override(wrong=f"it cannot be read by {_who()}: {error.strerror}")
         return above.below(folder, own)
 
@@ -323,7 +354,7 @@ class Inbox:
             return self._below(path, held)
         if not stat.S_ISREG(seen.st_mode):
             return []
-        closed, whole = self._asked(path) if leases and self._leases else (None, None)
+        closed, whole = self._asked(path) if leases and self.leases else (None, None)
         return [Sighting(path, Identity.of(seen), closed, whole)]
 
     def _below(self, folder: str, above: FolderTerms) -> list[Sighting]:
@@ -333,6 +364,8 @@ class Inbox:
             inner, above = waiting.pop()
             for entry, held in self._list(inner, above, []):
                 path = inner + entry.name
+                if held.held is not None:
+                    continue
                 if _is_folder(entry):
                     self._enter(entry, path, held, waiting, [])
                 elif not held.leaves_file(entry.name, path) and (one := _seen(entry, path, [])):

@@ -98,7 +98,13 @@ CREATE INDEX names_job ON names (job_id);
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
 
-_MIGRATIONS = (_FIRST,)
+_STAYING = """
+ALTER TABLE jobs ADD COLUMN stays INTEGER NOT NULL DEFAULT 0;
+UPDATE jobs SET stays = 1 WHERE kind = 'saved' AND instr(body, '"left":true');
+CREATE INDEX jobs_staying ON jobs (home) WHERE stays = 1;
+"""
+
+_MIGRATIONS = (_FIRST, _STAYING)
 """The n-th brings a ledger of schema n-1 to schema n. What was released is never changed.
 
 Each statement ends with its line.
@@ -200,6 +206,7 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE_NAME
+        self._durable = True
         with _translated(self._path):
             _create_private(self._path)
             self._db = sqlite3.connect(
@@ -242,7 +249,9 @@ class Ledger:
             LocalFault: The disk did not take it.
         """
         with _translated(self._path):
-            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            if durable is not self._durable:
+                self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                self._durable = durable
             with _immediate(self._db):
                 yield
 
@@ -261,8 +270,8 @@ class Ledger:
     def put(self, job: Job, now: float) -> None:
         """Record `job` as it is now, in place of what was recorded of it before."""
         self._db.execute(
-            "INSERT OR REPLACE INTO jobs (id, home, path, kind, finished, bound, reused, sha256, "
-            "code, updated_at, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO jobs (id, home, path, kind, finished, bound, reused, stays, "
+            "sha256, code, updated_at, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 job.id,
                 _home(job.home),
@@ -271,6 +280,7 @@ class Ledger:
                 finished(job.state),
                 _bound(job.state),
                 isinstance(job.state, Saved) and job.state.reused,
+                isinstance(job.state, Saved) and job.state.left,
                 job.picture.sha256 if job.picture else None,
                 job.state.code if isinstance(job.state, Quarantined) else None,
                 now,
@@ -305,6 +315,13 @@ class Ledger:
         )
         for (body,) in rows:
             yield _job(body)
+
+    def staying(self, home: Home = CONFIGURED) -> list[Job]:
+        """Return every saved job of this home whose original had to stay in the inbox."""
+        rows = self._db.execute(
+            "SELECT body FROM jobs WHERE stays = 1 AND home = ?", (_home(home),)
+        )
+        return [_job(body) for (body,) in rows]
 
     def sequence(self) -> int:
         """Return the number of the latest change of any job."""

@@ -34,6 +34,7 @@ CAPACITY = 10_000
 CLOSE_SECONDS = 2.0
 """How long the end of the process waits for lines that nobody reads."""
 _FIRST = ("timestamp", "level", "event")
+_BELOW_WARNING = ("debug", "info")
 # They end a line for some readers, and JSON leaves them as they are.
 _LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 
@@ -43,6 +44,8 @@ def configure(
     level: Level,
     file: Path | None,
     stream: TextIO | None = None,
+    *,
+    aside: bool = False,
 ) -> None:
     """Send all logs of this process, ours and the libraries', to their sinks.
 
@@ -55,12 +58,15 @@ def configure(
         file: Where lines are written besides, appended; it is opened anew when it was moved away,
             as logrotate does. None for nowhere.
         stream: Where lines go, with a file descriptor; stderr when not given.
+        aside: Whether `stream` is a terminal that shows a progress bar: it then gets only warnings
+            and worse, each on a line of its own. The file gets all the same.
 
     Raises:
         SetupError: The log file cannot be opened.
     """
     stream = sys.stderr if stream is None else stream
-    sinks = [_StreamSink(stream.fileno(), _render_for(format, stream))]
+    render = _render_for(format, stream)
+    sinks = [_AsideSink(stream.fileno(), render) if aside else _StreamSink(stream.fileno(), render)]
     pipe = Pipe([*sinks, FileSink(file)] if file else sinks)
     _installed.replace_with(pipe)
     threshold = logging.getLevelNamesMapping()[level.upper()]
@@ -86,7 +92,9 @@ class Pipe:
 
     def __init__(self, sinks: "Iterable[_StreamSink | FileSink]", capacity: int = CAPACITY) -> None:
         self._sinks = [_Careful(sink) for sink in sinks]
-        self._lines: queue.Queue[EventDict | None] = queue.Queue(capacity)
+        # Unlike Queue it wakes nobody through a Condition, which costs more than the line.
+        self._lines: queue.SimpleQueue[EventDict | None] = queue.SimpleQueue()
+        self._capacity = capacity
         self._dropped = _Count()
         self._writer = threading.Thread(target=self._write, name="logs", daemon=True)
         self._writer.start()
@@ -103,17 +111,15 @@ class Pipe:
 
     def put(self, event: EventDict) -> None:
         """Take a line, or count it as dropped when too many wait."""
-        try:
-            self._lines.put_nowait(event)
-        except queue.Full:
+        if self._lines.qsize() < self._capacity:
+            self._lines.put(event)
+        else:
             self._dropped.add()
 
     def close(self, seconds: float) -> None:
         """Write what waits, for at most `seconds`."""
-        deadline = time.monotonic() + seconds
-        with contextlib.suppress(queue.Full):  # nobody reads: the lines are lost anyway
-            self._lines.put(None, timeout=seconds)
-        self._writer.join(max(0.0, deadline - time.monotonic()))
+        self._lines.put(None)
+        self._writer.join(seconds)
 
     def _write(self) -> None:
         while (event := self._lines.get()) is not None:
@@ -191,6 +197,15 @@ class _StreamSink:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+class _AsideSink(_StreamSink):
+    """Writes to a terminal whose last line is a progress bar."""
+
+    def write(self, event: EventDict) -> None:
+        if event["level"] not in _BELOW_WARNING:
+            # The bar leaves the cursor in its line, and is drawn anew below.
+            _write_all(self._fd, "\r\x1b[2K" + self._render(event))
 
 
 class _Careful:
@@ -328,6 +343,4 @@ def _render_for(format: Format, stream: TextIO) -> Render:  # noqa: A002
     console = structlog.dev.ConsoleRenderer(
         colors=terminal and not os.environ.get("NO_COLOR"), pad_event_to=18
     )
-    # A progress bar may stand in the line.
-    clean = "\r\x1b[2K" if terminal else ""
-    return lambda event: clean + console(None, "", dict(event))
+    return lambda event: console(None, "", dict(event))

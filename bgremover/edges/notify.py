@@ -247,7 +247,8 @@ async def request(
 ) -> None:
     """Send one request and take no interest in the answer but its status.
 
-    Redirects are not followed: what is told must not go where nobody has written it down.
+    Redirects are not followed: what is told must not go where nobody has written it down. The way
+    is what $HTTPS_PROXY and its like say; `api.proxy` is for the API alone.
 
     Raises:
         Undelivered: There was no answer, or none of success.
@@ -260,7 +261,8 @@ async def request(
             client.stream(method, url, content=body or None, headers=named) as answer,
         ):
             status = answer.status_code
-    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ImportError, OSError, ValueError) as error:
+        # ImportError: for a SOCKS proxy another package is needed.
         raise Undelivered(f"no answer ({type(error).__name__})", again=True) from None
     if status not in _SUCCESS:
         again = status >= 500 or status in _WORTH_A_RETRY  # noqa: PLR2004 - the server's fault

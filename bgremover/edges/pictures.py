@@ -36,6 +36,7 @@ from bgremover.core.errors import (
     local_fault,
 )
 from bgremover.core.job import Picture
+from bgremover.core.naming import counted
 
 MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 
@@ -58,10 +59,8 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A fetched result that is good. `size` in bytes, width and height in pixels."""
+    """A fetched result that is good: its width and height in pixels."""
 
-    sha256: str
-    size: int
     width: int
     height: int
 
@@ -120,9 +119,8 @@ def verify_result(file: BinaryIO, max_megapixels: float) -> Result:
         LocalFault: This machine cannot read it now, or has not the memory.
     """
     try:
-        size = file.seek(0, os.SEEK_END)
         header = _checked_result(file, max_megapixels)
-        return Result(_sha256(file), size, header.width, header.height)
+        return Result(header.width, header.height)
     except _Broken as broken:
         how = "cut off" if broken.cut_off else "damaged"
         raise BrokenResult(f"the result is {how}: {broken.message}") from broken
@@ -395,7 +393,7 @@ class _Pixels:
         """See that nothing is missing."""
         if self._passes:
             row, rows = self._passes[0]
-            raise _Broken(f"{rows - self._at // row} rows of its pixels are missing")
+            raise _Broken(f"it lacks {counted(rows - self._at // row, 'row')} of pixels")
 
     def _count(self, data: bytes) -> None:
         self.start += data[: 16 - len(self.start)]
@@ -719,7 +717,7 @@ def _check_webp(file: BinaryIO, size: int, max_pixels: int) -> tuple[int, int]:
     _refuse_many(width, height, max_pixels)
     end = _riff_end(head)
     if end > size:
-        raise _Broken(f"{end - size} bytes are missing", cut_off=True)
+        raise _Broken(f"it lacks {counted(end - size, 'byte')}", cut_off=True)
     hollow, zeros = _read_webp(file, end)
     unwritten = hollow == b"VP8L" or zeros > _blocks(width, height)
     if unwritten or (width * height <= _MOST_WEBP_PIXELS and _decodes_hollow(file, hollow)):

@@ -285,9 +285,7 @@ class Web:
     name = "http"
 
     def __init__(self, address: str, source: Source) -> None:
-        host, _, port = address.rpartition(":")
-        self._host = host.strip("[]")
-        self._port = int(port)
+        self._host, self._port = _parted(address)
         self._source = source
         self._listener: socket.socket | None = None
 
@@ -329,6 +327,20 @@ class Web:
         """Listen no more; may be called more than once."""
         if self._listener is not None:
             self._listener.close()
+
+
+def try_out(address: str) -> None:
+    """Listen on host:port for a moment.
+
+    Raises:
+        SetupError: Nobody can listen there.
+    """
+    _listen(*_parted(address)).close()
+
+
+def _parted(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -145,6 +145,34 @@ def pass_on(original: BinaryIO, form: str, into: BinaryIO, options: Options) -> 
     return Finished(*picture.size, _measured(picture.size, picture, matches=None))
 
 
+@working("writing a cut-out anew")
+def anew(
+    original: BinaryIO | None, form: str, earlier: BinaryIO, into: BinaryIO, options: Options
+) -> Finished:
+    """Write what `finish` made once more, with other metadata; its pixels stay.
+
+    Args:
+        original: The original, open for reading; None when it is no longer there.
+        form: Its format.
+        earlier: The cut-out that was made of it.
+        into: Where the PNG goes; empty, open for writing.
+        options: How.
+
+    Raises:
+        NotDecoded: A file cannot be decoded.
+        LocalFault: This machine cannot read the files now, or has not the memory.
+    """
+    picture = None if original is None else upright(original, form)
+    kept = {} if picture is None else kept_of(picture, options.metadata)
+    cut = _with_alpha(upright(earlier, "PNG"))
+    icc = cut.info.get("icc_profile")
+    cut, profile = _as_rgb(cut, convert=options.metadata == "strip")
+    matches = _matches(picture, colour.to_srgb(cut)) if picture is not None else None
+    stats = _measured(picture.size if picture is not None else cut.size, cut, matches=matches)
+    save_png(cut, into, kept, icc if profile else None)
+    return Finished(cut.width, cut.height, stats, _notes(stats))
+
+
 def _without_original(result: BinaryIO, into: BinaryIO, note: str) -> Finished:
     cut = colour.to_srgb(_with_alpha(upright(result, "PNG")))
     save_png(_cleared(cut), into, {}, None)

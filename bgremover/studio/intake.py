@@ -24,6 +24,7 @@ from bgremover.core.errors import (
     UnsupportedFormat,
 )
 from bgremover.core.job import Picture
+from bgremover.core.naming import counted
 from bgremover.edges import pictures
 from bgremover.studio import colour
 from bgremover.studio.opening import NotDecoded, decoding, opened, orientation, plain
@@ -204,8 +205,8 @@ def _convertible(file: BinaryIO, form: str, limits: Limits) -> Look:
 
 
 def _decoded(file: BinaryIO, size: int, form: str, limits: Limits) -> Look:
-    if form in ("HEIF", "AVIF") and _boxes_end(file, size) > size:
-        raise Truncated(f"the {form} is cut off: {_boxes_end(file, size) - size} bytes are missing")
+    if form in ("HEIF", "AVIF") and (end := _boxes_end(file, size)) > size:
+        raise Truncated(f"the {form} is cut off: it lacks {counted(end - size, 'byte')}")
     image = opened(file, form)
     _refuse_many(image.size, limits.max_pixels)
     _refuse_kinds(image, form, file)

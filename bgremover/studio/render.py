@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from PIL import Image, ImageChops, ImageFilter
 
 from bgremover.core.errors import TooLarge
-from bgremover.core.recipe import Plan, Recipe, Size, plan
+from bgremover.core.recipe import MAX_SIDE, Plan, Recipe, Size, plan
 from bgremover.studio import colour
 from bgremover.studio.finish import packing
 from bgremover.studio.metadata import kept_of
@@ -58,17 +58,21 @@ class Rendered:
 
 
 @working("drawing a rendition")
-def render(sources: Sources, recipe: Recipe, into: BinaryIO) -> Rendered:
+def render(
+    sources: Sources, recipe: Recipe, into: BinaryIO, most_pixels: int = MAX_SIDE**2
+) -> Rendered:
     """Draw a rendition.
 
     Args:
         sources: What from.
         recipe: What is wanted.
         into: Where to; empty, open for writing.
+        most_pixels: Of a rendition whose recipe does not say how large it is.
 
     Raises:
         NotDecoded: The cut-out, the original or the background cannot be decoded.
-        TooLarge: The file cannot be made as small as `max_bytes`.
+        TooLarge: The file cannot be made as small as `max_bytes`; or margins and fill make more
+            pixels of it than it may have.
         LocalFault: This machine cannot read the files now, or has not the memory.
     """
     master = upright(sources.master, "PNG")
@@ -76,12 +80,22 @@ def render(sources: Sources, recipe: Recipe, into: BinaryIO) -> Rendered:
     cut = colour.to_srgb(master if master.mode == "RGBA" else master.convert("RGBA"))
     subject = cut.getchannel("A").point(_SEEN).getbbox()
     layout = plan(recipe, cut.size, subject)
+    _check_room(recipe, layout.canvas, most_pixels)
     image = _drawn(sources, recipe, cut, layout)
     if recipe.iptc and sources.original is not None:
         options |= _iptc(sources.original, sources.form)
     image, packed, note = _fitted(image, recipe, options)
     into.write(packed)
     return Rendered(*image.size, len(packed), note)
+
+
+def _check_room(recipe: Recipe, canvas: Size, most_pixels: int) -> None:
+    pixels = math.prod(canvas)
+    if recipe.size is None and recipe.longest is None and pixels > most_pixels:
+        raise TooLarge(
+            f"{recipe.name} would have {pixels / 1e6:,.0f} megapixels. Give its size or longest "
+            "side, or smaller margins"
+        )
 
 
 # --- drawing --------------------------------------------------------------------------------

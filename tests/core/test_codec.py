@@ -27,6 +27,7 @@ from bgremover.core.job import (
     State,
     Submitting,
 )
+from bgremover.core.terms import OutputTerms
 from tests.fakes import NOON, RECEIPT, a_job, an_attempt, jobs
 
 STATES: list[State] = [
@@ -53,6 +54,7 @@ FULL = a_job(
     checked=3,
     taken=True,
     home=Home("/srv/inbox", "/srv/outbox"),
+    terms=OutputTerms("result", "keep", "move", ("amazon", "mask")),
 )
 
 
@@ -175,6 +177,12 @@ def test_a_value_that_is_not_known_is_damage(old: str, new: str) -> None:
     assert old in text
     with pytest.raises(ValueError, match=r"."):
         decode(text.replace(old, new, 1))
+
+
+def test_a_record_of_before_there_were_terms_is_read() -> None:
+    plain = json.loads(encode(FULL))
+    del plain["terms"]
+    assert decode(json.dumps(plain)) == replace(FULL, terms=None)
 
 
 @pytest.mark.parametrize("kind", [Accepted, Paid, Fetched])

@@ -44,11 +44,11 @@ def test_a_pause_is_no_ailment(reason: str) -> None:
         ),
         (
             {"steps": (Step("send of a.jpg", 401.0, 400.0),)},
-            "the step send of a.jpg has not ended for 401 s",
+            "the step send of a.jpg has not moved for 401 s",
         ),
         (
             {"steps": (Step("one", 401.0, 400.0), Step("two", 700.0, 600.0), Step("x", 0, 1))},
-            "the step two has not ended for 700 s, and 1 more",
+            "the step two has not moved for 700 s, and 1 more",
         ),
         ({"pause": "disk_full"}, "the disk is full"),
         (

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bgremover.core.naming import (
     MAX_NAME_BYTES,
     candidates,
+    counted,
     fold,
     output_path,
     printable,
@@ -244,3 +245,20 @@ def test_what_can_be_shown_is_left_as_it_is(path: str) -> None:
 @given(names)
 def test_a_shown_name_can_be_shown_again(name: str) -> None:
     assert printable(printable(name)) == printable(name)
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "told"),
+    [
+        (0, ("image",), "0 images"),
+        (1, ("image",), "1 image"),
+        (2, ("image",), "2 images"),
+        (12_345, ("file",), "12,345 files"),
+        (1, ("address", "addresses"), "1 address"),
+        (3, ("address", "addresses"), "3 addresses"),
+    ],
+)
+def test_one_thing_is_not_called_as_several_are(
+    number: int, words: tuple[str, ...], told: str
+) -> None:
+    assert counted(number, *words) == told

@@ -48,8 +48,8 @@ def test_every_job_has_a_phase(job: Job) -> None:
 
 def test_a_step_counts_its_time_its_calls_and_its_fault() -> None:
     observed, job = Observed(), a_job(picture=PICTURE, attempts=(an_attempt(),))
-    observed.began(job, 10.0)
-    assert [one.phase for one in observed.under_way.values()] == ["call"]
+    observed.began(job, 10.0, lambda: 3.0)
+    assert [(one.phase, one.still()) for one in observed.under_way.values()] == [("call", 3.0)]
     calls = (*job.attempts, an_attempt(number=2, status=None, outcome="no_usable_answer"))
     observed.ended(job, replace(job, attempts=calls), "no_usable_answer", 12.0)
     assert observed.under_way == {}

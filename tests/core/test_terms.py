@@ -3,7 +3,7 @@
 import pytest
 
 from bgremover.core.ignoring import Ignore
-from bgremover.core.terms import FolderTerms, Override
+from bgremover.core.terms import FolderTerms, OutputTerms, Override, OwnOutput
 
 GIVEN = FolderTerms(Ignore(("*.psd",)))
 
@@ -21,6 +21,44 @@ def test_key_by_key_the_innermost_file_counts() -> None:
     assert not shoes.leaves_file("a.psd", "shoes/a.psd")
     assert red.leaves_file("a.png", "shoes/red/a.png")
     assert not blue.leaves_file("a.png", "shoes/blue/a.png")
+
+
+def test_key_by_key_the_innermost_file_says_what_cut_outs_are_like() -> None:
+    given = OutputTerms("original", "safe", "warn", ("amazon",))
+    shoes = GIVEN.below("shoes/", Override(output=OwnOutput("result", renditions=("thumb",))))
+    red = shoes.below("shoes/red/", Override("keep", output=OwnOutput(metadata="strip")))
+    none = red.below("shoes/red/x/", Override(output=OwnOutput(review="off", renditions=())))
+    held = shoes.below("shoes/blue/", Override(wrong="no YAML"))
+    said = [one.output.over(given) for one in (GIVEN, shoes, red, none, held)]
+    assert said == [
+        given,
+        OutputTerms("result", "safe", "warn", ("thumb",)),
+        OutputTerms("result", "strip", "warn", ("thumb",)),
+        OutputTerms("result", "strip", "off", ()),
+        OutputTerms("result", "safe", "warn", ("thumb",)),
+    ]
+    assert none.output.said()["renditions"] == ()
+    assert GIVEN.output.said() == {}
+
+
+@pytest.mark.parametrize(
+    ("made", "wanted", "serves"),
+    [
+        (OutputTerms(), OutputTerms(), True),
+        (OutputTerms(), OutputTerms(renditions=("amazon",)), True),
+        (OutputTerms(), OutputTerms("result"), False),
+        (OutputTerms("result"), OutputTerms(), False),
+        (OutputTerms(metadata="keep"), OutputTerms(metadata="strip"), False),
+        (OutputTerms("result", "keep"), OutputTerms("result", "strip"), False),
+        (OutputTerms(review="off"), OutputTerms(review="move"), False),
+        (OutputTerms(review="warn"), OutputTerms(review="move"), True),
+        (OutputTerms(review="move"), OutputTerms(review="off"), True),
+    ],
+)
+def test_a_cut_out_serves_where_it_is_as_it_would_be_made(
+    made: OutputTerms, wanted: OutputTerms, serves: bool
+) -> None:
+    assert made.serves(wanted) is serves
 
 
 @pytest.mark.parametrize(

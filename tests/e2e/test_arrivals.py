@@ -1,5 +1,6 @@
 """Files that change and go while they are under way, folders with terms of their own, a soak."""
 
+import json
 import os
 import random
 import shutil
@@ -224,11 +225,19 @@ def test_folders_decide_what_becomes_of_their_originals(
         daemon.until_event("image.saved", 4)
         assert daemon.events("image.reused") == []  # what is kept is left alone
         assert daemon.end() == 0
-    with site.running() as daemon:
-        daemon.until_event("image.reused")  # what is kept is known again, and costs nothing
+    with site.running(log="log-2") as daemon:
+        daemon.until_event("daemon.ready")
+        site.drop("b.jpg", photo(9))
+        daemon.until_event("image.saved")
+        assert len(daemon.events("image.claimed")) == 1  # what is kept is not looked at again
+        site.drop("keep/.bgremover.yaml", b"originals: archive")
         assert daemon.end() == 0
     assert images(site) == {"keep/a.jpg"}
-    assert len(paid(sandbox)) == 4
+    with site.running(log="log-3") as daemon:
+        daemon.until_event("image.reused")  # it is kept no more
+        until(lambda: images(site) == set())
+        assert daemon.end() == 0
+    assert len(paid(sandbox)) == 5
 
 
 # --- the share goes away --------------------------------------------------------------------
@@ -325,3 +334,21 @@ def test_a_short_soak_of_mixed_arrivals(tmp_path: Path, sandbox: RunningSandbox)
 @pytest.mark.timeout(3600)
 def test_a_long_soak_of_mixed_arrivals(tmp_path: Path, sandbox: RunningSandbox) -> None:
     soak(tmp_path, sandbox, 3000)
+
+
+def test_the_daemon_tells_of_files_that_are_held(tmp_path: Path, sandbox: RunningSandbox) -> None:
+    site = Site(tmp_path, sandbox.url)
+
+    def held() -> int:
+        queue = json.loads(site.command("status", "--json").stdout)["queue"]
+        return int(queue["held"])
+
+    with site.running() as daemon:
+        daemon.until_event("daemon.ready")
+        site.drop("bad/.bgremover.yaml", b"originals: shred")
+        site.drop("bad/deep/a.jpg", photo())
+        until(lambda: held() == 1)
+        (tmp_path / "inbox/bad/.bgremover.yaml").unlink()
+        daemon.until_event("image.saved")
+        until(lambda: held() == 0)
+        assert daemon.end() == 0

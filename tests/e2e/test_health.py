@@ -93,11 +93,34 @@ def test_a_step_that_hangs_is_told(tmp_path: Path) -> None:
                 with suppress(TimeoutError):
                     await until_async(impatient.ailments)
                 (words,) = impatient.ailments()
-                assert words.startswith("the step call of stuck.jpg has not ended for ")
+                assert words.startswith("the step call of stuck.jpg has not moved for ")
                 assert parts.standing.ailments() == []
                 os.kill(os.getpid(), signal.SIGTERM)  # and the one that ends the run hurries it
 
         asyncio.run(scenario())
+
+
+def test_pictures_that_wait_for_their_turn_do_not_hang(
+    tmp_path: Path, sandbox: RunningSandbox
+) -> None:
+    site = Site(tmp_path, sandbox.url, queue={"workers": 8})
+
+    async def scenario() -> None:
+        async with daemon_in(site) as parts:
+            workshop = parts.dispatcher._pipeline._workshop
+            impatient = replace(parts.standing, limits=dict.fromkeys(PHASES, 0.5))
+            with workshop._memory.taken(10**12):
+                for number in range(6):
+                    site.drop(f"{number}.jpg", photo(number))
+                await until_async(lambda: parts.standing.live()["queue"]["in_flight"] > 1)
+                waits = parts.dispatcher.observed.under_way.values()
+                end = parts.clock.steady() + 0.7
+                await until_async(lambda: parts.clock.steady() > end)
+                assert [one.phase for one in waits] == ["inspect", "inspect"]
+                assert impatient.ailments() == []
+            await until_async(lambda: len(site.files(site.outbox)) == 6)
+
+    asyncio.run(scenario())
 
 
 def test_a_lost_inbox_is_ill_until_it_is_back(tmp_path: Path, sandbox: RunningSandbox) -> None:

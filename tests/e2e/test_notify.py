@@ -171,7 +171,7 @@ def test_a_step_that_hangs_withholds_the_sign_of_life_until_it_ends(
             running = asyncio.create_task(daemon.run())
             await until_async(lambda: manager.count("WATCHDOG") >= 2)
             site.drop("slow.jpg", photo())
-            await until_async(lambda: "the step call of slow.jpg has not ended" in manager.status)
+            await until_async(lambda: "the step call of slow.jpg has not moved" in manager.status)
             assert "WATCHDOG" not in manager.heard()[-1]
             before = manager.count("WATCHDOG")
             await until_async(lambda: site.files(site.outbox) == {"slow.png"})

@@ -1,5 +1,6 @@
 """`once`: the inbox, folders and files of one's own, and every exit code."""
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,3 +137,22 @@ def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
             assert run.end(signal.SIGINT) == 130
         assert site.files(site.inbox)
         assert not sandbox.state.paid_twice()
+
+
+@pytest.mark.parametrize("form", ["auto", "json"])
+def test_on_a_terminal_the_bar_is_torn_by_no_line(
+    tmp_path: Path, sandbox: RunningSandbox, form: str
+) -> None:
+    site = Site(tmp_path, sandbox.url, log={"format": form, "file": "./once.log"})
+    for number in range(3):
+        site.drop(f"{number}.jpg", photo(number))
+    site.drop("text.jpg", b"no picture")
+    above, bar, *told = site.at_terminal("once").split("\r\n")
+    assert "image.quarantined" in above
+    assert "cutting out" not in above.rpartition("\r\x1b[2K")[2]
+    assert "4/4" in bar
+    assert "3 cut out, 0 served from earlier cut-outs, 1 failed, 0 left." in told[0]
+    lines = (tmp_path / "once.log").read_text().splitlines()
+    written = [json.loads(line)["event"] for line in lines]
+    assert written.count("image.saved") == 3
+    assert written[-1] == "daemon.stopped"

@@ -168,10 +168,16 @@ def test_renditions_lie_beside_the_cut_out_and_can_be_made_later_for_nothing(
     (site.outbox / crop).unlink()
     done = site.command("render", "--missing")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "1 renditions of 1 cut-outs. Nothing was sent.\n"
+    assert done.stdout == "1 rendition made of 1 cut-out. Nothing was sent.\n"
     assert site.files(site.outbox) == {*made, crop}
     again = site.command("render", "shoes/*.png")
-    assert again.stdout.startswith("3 renditions")
+    assert again.stdout == "0 renditions made of 1 cut-out, 3 there already. Nothing was sent.\n"
+    none = site.command("render", "shoes/*.jpg")
+    assert (none.returncode, none.stdout) == (1, "")
+    assert "nothing matches shoes/*.jpg" in none.stderr
+    some = site.command("render", "hats/*", "shoes/*")
+    assert (some.returncode, some.stdout) == (1, again.stdout)
+    assert "nothing matches hats/*" in some.stderr
     assert site.files(site.outbox) == {*made, crop}
     assert (site.outbox / "shoes/a-mask.png").read_bytes() == before
     assert len(sandbox.state.payments) == 1

@@ -87,7 +87,7 @@ def test_what_shares_the_name_of_a_cut_out_is_named_and_not_guessed(
     assert site.command("once").returncode == 0
     (site.state / "ledger.sqlite3").write_bytes(b"all gone" * 1000)
     done = site.command("rebuild")
-    assert "2 originals share the name" in done.stdout
+    assert "Sharing the name of a cut-out: 2 originals" in done.stdout
     assert "  a.jpg\n  a.png\n" in done.stdout
 
 

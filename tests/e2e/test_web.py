@@ -56,6 +56,8 @@ def test_the_pages_tell_what_the_daemon_does(tmp_path: Path, sandbox: RunningSan
         document = site.command("status", "--json").stdout
         assert page.text == document
         assert KEY not in page.text + client.get("/metrics").text
+        checked = site.command("check")  # the address is taken, but by the daemon itself
+        assert checked.returncode == 0, checked.stdout
         assert daemon.end() == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False)
@@ -85,9 +87,10 @@ def test_a_port_that_is_taken_ends_the_start_with_78(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         site = Site(tmp_path, sandbox.url, http={"listen": str(taken.getsockname()[1])})
-        told = site.command("run")
-    assert told.returncode == 78
-    assert "http.listen: nobody can listen on 127.0.0.1" in told.stderr
+        told, checked = site.command("run"), site.command("check")
+    assert told.returncode == checked.returncode == 78
+    for words in (told.stderr, checked.stdout):
+        assert "http.listen: nobody can listen on 127.0.0.1" in words
 
 
 def test_without_an_address_no_web_server_is_imported() -> None:

@@ -1,6 +1,7 @@
 """What lies in the inbox, on a real disk: links, odd files, other processes, other users."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -12,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -30,7 +31,7 @@ from bgremover.core.errors import (
 )
 from bgremover.core.ignoring import Ignore
 from bgremover.core.job import Identity
-from bgremover.core.terms import Override
+from bgremover.core.terms import FolderTerms, Override
 from bgremover.edges.inbox import Inbox, Sweep, lease_says_closed
 from tests import fakes
 from tests.apart import NOBODY, apart, open_to_all
@@ -869,6 +870,31 @@ def test_a_folder_has_globs_of_its_own_and_they_are_read_once(root: Path) -> Non
     assert reader.asked == 2
 
 
+def test_it_knows_which_files_their_folders_keep_and_looks_once_at_each_folder(
+    root: Path,
+) -> None:
+    files = [f"keep/{number}.jpg" for number in range(50)]
+    make(root, *files, "keep/red/a.jpg", "a.jpg", "wrong/a.jpg")
+    (root / "keep" / ".bgremover.yaml").write_text("")
+    (root / "wrong" / ".bgremover.yaml").write_text("wrong: so")
+    asked = [*files, "keep/red/a.jpg", "a.jpg", "wrong/a.jpg", "gone/a.jpg"]
+    inbox = Counting(root, Ignore(), override=Reader())
+    assert inbox.keeping(asked) == {*files, "keep/red/a.jpg"}
+    assert inbox.looked == ["keep/0.jpg", "keep/red/a.jpg", "a.jpg", "wrong/a.jpg", "gone/a.jpg"]
+
+
+class Counting(Inbox):
+    """An inbox that remembers what it was asked the terms of."""
+
+    def __init__(self, root: Path, ignore: Ignore, **options: Any) -> None:  # noqa: ANN401 - as of Inbox
+        super().__init__(root, ignore, **options)
+        self.looked: list[str] = []
+
+    def terms(self, path: str) -> FolderTerms:
+        self.looked.append(path)
+        return super().terms(path)
+
+
 def write_wrong(path: Path) -> None:
     path.write_text("wrong: so")
 
@@ -921,6 +947,25 @@ def test_a_file_that_cannot_be_understood_holds_its_folder_and_no_other(
     before = os.listdir("/proc/self/fd")
     swept(inbox)
     assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("folder", ["", "shoes/"])
+def test_a_share_that_is_away_is_not_a_file_that_is_wrong(root: Path, folder: str) -> None:
+    def away(_: str) -> Override:
+        raise OSError(errno.EHOSTDOWN, os.strerror(errno.EHOSTDOWN))
+
+    make(root, "a.jpg", "shoes/a.jpg", f"{folder}.bgremover.yaml")
+    inbox = Inbox(root, Ignore(), override=away)
+    with pytest.raises(DiskFailed, match="Host is down"):
+        inbox.terms("shoes/a.jpg")
+    assert inbox.look(["shoes/a.jpg"]) == ()
+    if folder:
+        ((path, words),) = swept(inbox).odd
+        assert path == "shoes/"
+        assert words.startswith("cannot be listed: ")
+    else:
+        with pytest.raises(DiskFailed, match="Host is down"):
+            swept(inbox)
 
 
 def test_the_file_in_the_inbox_itself_counts_for_all(root: Path) -> None:

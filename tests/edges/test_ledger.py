@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bgremover.core.budget import Budget
+from bgremover.core.codec import encode
 from bgremover.core.errors import (
     Billed,
     DiskFailed,
@@ -49,6 +50,7 @@ from bgremover.core.job import (
     finished,
 )
 from bgremover.edges.ledger import (
+    _MIGRATIONS,
     FILE_NAME,
     SCHEMA_VERSION,
     Call,
@@ -192,6 +194,11 @@ def test_homes_do_not_see_each_other(ledger: Ledger) -> None:
     assert ledger.done_at(here.path, ELSEWHERE) == there
     assert list(ledger.saved()) == [here]
     assert list(ledger.saved(ELSEWHERE)) == [there]
+    assert ledger.staying() == []
+    put(ledger, replace(there, state=saved(left=True)), replace(here, state=saved(left=True)))
+    assert ledger.staying() == [replace(here, state=saved(left=True))]
+    put(ledger, here)
+    assert ledger.staying() == []
     assert ledger.unfinished() == []
     assert [job.id for job in ledger.unfinished(ELSEWHERE)] == ["busy"]
     assert ledger.unfinished(Home("/photos", "/photos")) == []
@@ -899,6 +906,22 @@ def test_it_has_the_newest_schema(tmp_path: Path, path: Path) -> None:
     assert version_of(path) == SCHEMA_VERSION
 
 
+def test_a_ledger_of_the_first_schema_knows_which_originals_stay(
+    tmp_path: Path, path: Path
+) -> None:
+    stays, gone = (a_job(id=str(left), state=saved(left=left)) for left in (True, False))
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        assert migrate(db, _MIGRATIONS[:1]) == 1
+        for job in (stays, gone):
+            db.execute(
+                "INSERT INTO jobs VALUES (NULL, ?, ?, ?, 'saved', 1, 0, 0, NULL, NULL, 0, ?)",
+                (job.id, b"\0", b"a.jpg", encode(job)),
+            )
+    with closing(Ledger(tmp_path)) as ledger:
+        assert ledger.staying() == [stays]
+        assert {job.id for job in ledger.saved()} == {stays.id, gone.id}
+
+
 STEPS = (
     "CREATE TABLE t (a INTEGER);\nINSERT INTO t VALUES (1);\n",
     "ALTER TABLE t ADD COLUMN b INTEGER NOT NULL DEFAULT 7;\n",
@@ -1263,6 +1286,7 @@ ASKED: dict[str, Callable[[Ledger], object]] = {
     "totals": Ledger.totals,
     "spend": lambda ledger: ledger.spend(DAY),
     "saved": lambda ledger: list(ledger.saved()),
+    "staying": Ledger.staying,
     "calls": lambda ledger: list(ledger.calls("2026-01")),
     "orphans": Ledger.orphans,
     "finished_after": lambda ledger: ledger.finished_after(7, 10),

@@ -237,6 +237,27 @@ def test_a_secret_that_is_none_is_a_mistake_of_the_set_up(
         secret_from(secret)
 
 
+@pytest.mark.parametrize(("method", "body"), [("POST", b"told"), ("GET", b"")])
+def test_the_way_is_what_the_usual_variables_say(
+    monkeypatch: pytest.MonkeyPatch, method: str, body: bytes
+) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with Receiver().listening() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        asyncio.run(request(method, "http://hooks.invalid/x", body))
+    assert [(path, got) for path, _, got in proxy.got] == [("http://hooks.invalid/x", body)]
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "foo://127.0.0.1:9"])
+def test_a_proxy_of_no_use_is_a_message_that_does_not_arrive(
+    monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(Undelivered):
+        asyncio.run(request("GET", "http://hooks.invalid/x"))
+
+
 # --- Apprise --------------------------------------------------------------------------------
 
 

@@ -263,7 +263,7 @@ def test_a_png_that_lacks_a_row_is_damaged(
 ) -> None:
     fault = fault_of(built(*made, missing=1))
     assert isinstance(fault, NotAnImage)
-    assert "1 rows of its pixels are missing" in fault.message
+    assert "it lacks 1 row of pixels" in fault.message
 
 
 # --- what cannot be sent --------------------------------------------------------------------
@@ -335,7 +335,7 @@ BAD: dict[str, tuple[bytes, type[FileFault], str]] = {
         "cannot be unpacked",
     ),
     "PNG with an odd filter": (rgba_png(bytes(9) + b"\5" + bytes(8)), NotAnImage, "a filter"),
-    "PNG without pixels": (png(header(1, 1)), NotAnImage, "1 rows"),
+    "PNG without pixels": (png(header(1, 1)), NotAnImage, "1 row of"),
     "PNG without a palette": (NO_PALETTE, NotAnImage, "no palette"),
     "PNG without a header": (png(), NotAnImage, "does not begin with a header"),
     "PNG with a short header": (png(chunk(b"IHDR", bytes(12))), NotAnImage, "header"),
@@ -670,8 +670,7 @@ def test_a_good_result_is_kept(name: str, tmp_path: Path) -> None:
         result = verify_result(file, 50)
     with Image.open(path) as image:
         size = image.size
-    sha256 = hashlib.sha256(GOOD[name]).hexdigest()
-    assert result == Result(sha256, len(GOOD[name]), *size)
+    assert result == Result(*size)
 
 
 @pytest.mark.parametrize(
@@ -687,7 +686,7 @@ def test_a_good_result_is_kept(name: str, tmp_path: Path) -> None:
         (PNG[:-1], "cut off: the checksum of chunk IEND is missing"),
         (replaced(PNG, 100, b"??"), "damaged: "),
         (replaced(PNG, -13, b"?"), "damaged: the checksum of chunk IDAT is wrong"),
-        (rgba_png(bytes(9)), "damaged: 1 rows of its pixels are missing"),
+        (rgba_png(bytes(9)), "damaged: it lacks 1 row of pixels"),
         (encoded(drawn(), "PNG"), "no transparency: the PNG has no alpha channel"),
         (encoded(drawn("L"), "PNG"), "no transparency: the PNG has no alpha channel"),
         (encoded(OPAQUE, "PNG"), "no transparency: every pixel is opaque"),

@@ -41,7 +41,7 @@ ILL = replace(WELL, ailments=("the inbox is lost",))
 def observed() -> Observed:
     seen = Observed(free={"outbox": 10**9, "state": None})
     job = a_job(picture=Picture("a" * 64, "JPEG", 9, 9))
-    seen.began(job, 0.0)
+    seen.began(job, 0.0, lambda: 0.0)
     seen.ended(job, replace(job, attempts=(an_attempt(),)), "server_failed", 2.0)
     seen.rested(a_job(state=Saved("a.png", "b", 9)))
     seen.rested(a_job(state=Quarantined("empty", "{}")))

@@ -7,7 +7,7 @@ import pytest
 from PIL import ExifTags, Image, ImageChops, ImageCms, ImageStat
 
 from bgremover.studio.colour import to_srgb
-from bgremover.studio.finish import Finished, Options, as_it_came, finish, packing, save_png
+from bgremover.studio.finish import Finished, Options, anew, as_it_came, finish, packing, save_png
 from bgremover.studio.metadata import Policy
 from bgremover.studio.opening import NotDecoded, upright
 from tests.studio.profiles import P3, cmyk_profile, rgb_profile
@@ -115,6 +115,46 @@ def test_nothing_of_the_background_is_left_where_it_is_transparent(
     clear = image.getchannel("A").point([255] + [0] * 255)
     assert clear.getbbox() is not None
     assert furthest(image.convert("RGB"), Image.new("RGB", image.size), clear) == 0
+
+
+@pytest.mark.parametrize(("policy", "wide"), [("keep", True), ("safe", True), ("strip", False)])
+def test_written_anew_it_has_the_same_pixels_and_other_metadata(policy: Policy, wide: bool) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Artist] = "Anna"
+    exif[ExifTags.Base.Model] = "X100"
+    photo = encoded(SCENE.photo, "PNG", exif=exif.tobytes(), icc_profile=WIDE)
+    _, first = finished(photo, "PNG", result_of(SCENE, HALF), Options("keep"))
+    earlier = io.BytesIO()
+    first.save(earlier, "PNG", exif=first.info["exif"], icc_profile=WIDE)
+    into = io.BytesIO()
+    told = anew(io.BytesIO(photo), "PNG", earlier, into, Options(policy))
+    image = Image.open(into)
+    shown = to_srgb(first)  # a wide profile is kept, and the pixels with it
+    assert furthest(to_srgb(image), shown) == 0
+    assert ("icc_profile" in image.info) is wide
+    kept = {"keep": {"Anna", "X100"}, "safe": {"Anna"}, "strip": set()}[policy]
+    assert {value for value in image.getexif().values() if isinstance(value, str)} == kept
+    assert told.stats.original == told.stats.result == SIZE
+    assert told.notes == ()
+
+
+def test_written_anew_a_result_of_another_shape_is_told_again() -> None:
+    earlier = io.BytesIO(result_of(SCENE, (300, 100)))
+    told = anew(io.BytesIO(PHOTO), "PNG", earlier, io.BytesIO(), Options())
+    assert (told.stats.original, told.stats.result) == (SIZE, (300, 100))
+    assert "another shape" in told.notes[0]
+
+
+def test_written_anew_without_its_original_it_has_no_metadata() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Artist] = "Anna"
+    photo = io.BytesIO(encoded(SCENE.photo, "PNG", exif=exif.tobytes()))
+    earlier, into = io.BytesIO(), io.BytesIO()
+    finish(photo, "PNG", io.BytesIO(RESULT), earlier, Options())
+    assert dict(Image.open(earlier).getexif()) != {}
+    anew(None, "", earlier, into, Options("keep"))
+    assert dict(Image.open(into).getexif()) == {}
+    assert furthest(Image.open(into), Image.open(earlier)) == 0
 
 
 def test_the_result_is_kept_as_it_came_when_asked() -> None:

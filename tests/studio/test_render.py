@@ -1,13 +1,14 @@
 """Renditions as files: what marketplaces ask of them, and every word of a recipe once."""
 
 import io
+import math
 import struct
 
 import pytest
 from PIL import Image, ImageChops, ImageDraw, ImageStat
 
 from bgremover.core.errors import TooLarge
-from bgremover.core.recipe import PRESETS, recipe_of
+from bgremover.core.recipe import PRESETS, plan, recipe_of
 from bgremover.studio.colour import srgb_bytes
 from bgremover.studio.finish import Options, finish
 from bgremover.studio.opening import NotDecoded
@@ -234,6 +235,18 @@ def test_a_cap_is_kept_by_quality_first(form: str, share: float) -> None:
 def test_a_cap_that_cannot_be_kept_is_told() -> None:
     with pytest.raises(TooLarge):
         rendered("one size=800 max_mb=0.001 format=tiff")
+
+
+@pytest.mark.parametrize("words", ["margin=45%", "fill=10%"])
+def test_margins_do_not_make_more_pixels_of_it_than_it_may_have(words: str) -> None:
+    into, recipe = io.BytesIO(), recipe_of(f"wide {words}")
+    pixels = math.prod(plan(recipe, SIZE, SUBJECT).canvas)
+    assert pixels > 90 * math.prod(SIZE)
+    with pytest.raises(TooLarge, match=r"wide would have .* megapixels. Give its size"):
+        render(Sources(io.BytesIO(MASTER)), recipe, into, pixels - 1)
+    assert into.getvalue() == b""
+    told = render(Sources(io.BytesIO(MASTER)), recipe_of(f"wide longest=900 {words}"), into, 1)
+    assert max(told.width, told.height) <= 900
 
 
 def test_an_empty_cut_out_can_be_rendered() -> None:
