@@ -214,27 +214,37 @@ class Pipeline:
         known, checked = await self._scribe.do(write, durable=False)
         if known:
             return await self.record(job.to(Released(KNOWN)))
-        asked = await self._asked(job)
+        asked = await asyncio.to_thread(self._asked, job)
         if asked is None:
             return await self.record(job.to(Released(HELD)))
         picture = await self._workshop.look(self._original(job))
         job = replace(asked, picture=picture, checked=checked)
-        if reused := await self._reuse(job):
+        waits = not self._passes(picture)
+
+        def seek(ledger: Ledger) -> tuple[list[Job], list[Receipt]]:
+            # From here on it waits: it is not to blame if the program dies meanwhile.
+            found = _earlier(ledger, job, picture)
+            if waits and not any(found):
+                ledger.put(job, now)
+            return found
+
+        earlier, receipts = await self._scribe.do(seek, durable=False)
+        if reused := await self._reuse(job, earlier, receipts):
             return reused
-        if self._passes(picture):
+        if not waits:
             return await self._pass_on(job, picture)
-        # From here on it waits: it is not to blame if the program dies meanwhile.
-        await self._scribe.do(lambda ledger: ledger.put(job, now), durable=False)
+        if earlier or receipts:
+            await self._scribe.do(lambda ledger: ledger.put(job, now), durable=False)
         return job
 
-    async def _asked(self, job: Job) -> Job | None:
+    def _asked(self, job: Job) -> Job | None:
         """Return the job with what its folder asks of its cut-out now.
 
         Returns:
             None when what the folder says is wrong, and nothing was asked of the API yet: the
             image is found again when it is mended. Else the job as it was.
         """
-        held = await asyncio.to_thread(self._inbox.terms, job.path)
+        held = self._inbox.terms(job.path)
         if held.held is not None:
             return job if job.attempts else None
         return replace(job, terms=held.output.over(self._terms.output))
@@ -261,12 +271,8 @@ class Pipeline:
             made = await self._workshop.pass_on(self._original(job), picture, temp.file, terms)
             return await self._keep(job, NOTHING_PAID, temp, made)
 
-    async def _reuse(self, job: Job) -> Job | None:
+    async def _reuse(self, job: Job, earlier: list[Job], receipts: list[Receipt]) -> Job | None:
         """Serve the image from what was paid for the same bytes before, if that is possible."""
-        sha256 = job.picture.sha256 if job.picture else ""
-        earlier, receipts = await self._scribe.do(
-            lambda ledger: (ledger.cut_outs(sha256), ledger.receipts(sha256, job.home))
-        )
         found: list[Receipt | None] = [*receipts]
         for one in sorted(earlier, key=lambda one: (not _own(one, job), not self._fits(one, job))):
             if not isinstance(one.state, Saved):
@@ -357,22 +363,30 @@ class Pipeline:
             raise UnknownCharge(
                 f"{calls} for this image ended without a usable answer", billed=Billed.UNKNOWN
             )
-        asked = await self._asked(job)
+        asked, original = await asyncio.to_thread(self._readied, job, picture)
         if asked is None:
             return await self.record(job.to(Released(HELD)))
-        job = asked
-        if self._passes(picture):  # the configuration has changed since it was looked at
-            return await self._pass_on(job, picture)
-        output = output_path(job.path)
-        await asyncio.to_thread(
-            self._folders.check_room, output, 4 * picture.width * picture.height
-        )
-        name = job.path.rpartition("/")[2]
-        if picture.converted:
-            await self.take_up(job)
-        with await asyncio.to_thread(self._inbox.open, job.path, job.identity) as original:
+        if original is None:
+            return await self._pass_on(asked, picture)
+        with original:
+            if picture.converted:
+                await self.take_up(asked)
+            name = job.path.rpartition("/")[2]
             async with self._workshop.upload(original, picture, name) as upload:
-                return await self._pay(job, upload, answered)
+                return await self._pay(asked, upload, answered)
+
+    def _readied(self, job: Job, picture: Picture) -> tuple[Job | None, BinaryIO | None]:
+        """Ask the folder again, and open what is to be sent: all that can be wrong before paying.
+
+        Returns:
+            As `_asked`; and the original, unless it is passed on: the configuration has changed
+            since it was looked at.
+        """
+        asked = self._asked(job)
+        if asked is None or self._passes(picture):
+            return asked, None
+        self._folders.check_room(output_path(job.path), 4 * picture.width * picture.height)
+        return asked, self._inbox.open(job.path, job.identity)
 
     async def _pay(self, job: Job, upload: Upload, answered: Callable[[], None]) -> Job | Trouble:
         terms = CallTerms(self._terms.price, self._terms.budget, self._clock.local_day())
@@ -469,7 +483,7 @@ class Pipeline:
             raise UnknownCharge(
                 "the generation was accepted and never told its end", billed=Billed.UNKNOWN
             )
-        call = await self._scribe.do(lambda ledger: ledger.last_call(job.id))
+        call = await self._scribe.do(lambda ledger: ledger.last_call(job.id), durable=False)
         call_id = call.id if call else 0
         try:
             receipt = await self._api.poll(state.receipt.generation_id or "")
@@ -492,32 +506,39 @@ class Pipeline:
         link = state.receipt.link
         if link is None or state.receipt.expires_at <= self._clock.wall():
             raise LinkExpired("the link died before the result was fetched", billed=Billed.YES)
-        async with self._temp(job) as temp:
-            made = await self._made(job, link, temp.file)
-            return await self._keep(job, state.receipt, temp, made)
+        result, temp = await asyncio.to_thread(self._places, job)
+        with result:
+            async with _kept_or_removed(temp):
+                made = await self._made(job, link, result, temp.file)
+                return await self._keep(job, state.receipt, temp, made)
+
+    def _places(self, job: Job) -> tuple[BinaryIO, Temp]:
+        """Make a file for the result, and one beside the job's cut-out."""
+        result = self._workshop.scratch()
+        try:
+            return result, self._folders.temp(output_path(job.path), job.id)
+        except BaseException:
+            result.close()
+            raise
 
     @contextlib.asynccontextmanager
     async def _temp(self, job: Job) -> AsyncIterator[Temp]:
         """Yield a file beside the job's cut-out; removed unless `_keep` was come to its end."""
         temp = await asyncio.to_thread(self._folders.temp, output_path(job.path), job.id)
-        try:
+        async with _kept_or_removed(temp):
             yield temp
-        except BaseException:
-            await asyncio.to_thread(temp.remove)
-            raise
 
-    async def _made(self, job: Job, link: str, into: BinaryIO) -> Made:
+    async def _made(self, job: Job, link: str, result: BinaryIO, into: BinaryIO) -> Made:
         if job.picture is None:
             raise ValueError("an image is looked at before it is paid for")
-        with await asyncio.to_thread(self._workshop.scratch) as result:
-            await self._api.fetch(link, result)
-            try:
-                return await self._workshop.cut_out(
-                    self._original(job), job.picture, result, into, self._agreed(job)
-                )
-            except BrokenResult as fault:
-                fault.billed = Billed.YES
-                raise
+        await self._api.fetch(link, result)
+        try:
+            return await self._workshop.cut_out(
+                self._original(job), job.picture, result, into, self._agreed(job)
+            )
+        except BrokenResult as fault:
+            fault.billed = Billed.YES
+            raise
 
     async def _keep(self, job: Job, receipt: Receipt, temp: Temp, made: Made) -> Job:
         asked = self._agreed(job).review
@@ -662,6 +683,15 @@ def _own(earlier: Job, job: Job) -> bool:
     return (earlier.home, earlier.path) == (job.home, job.path)
 
 
+@contextlib.asynccontextmanager
+async def _kept_or_removed(temp: Temp) -> AsyncIterator[None]:
+    try:
+        yield
+    except BaseException:
+        await asyncio.to_thread(temp.remove)
+        raise
+
+
 def _saved(state: Fetched) -> Saved:
     receipt = None if state.receipt == NOTHING_PAID else state.receipt
     return Saved(
@@ -673,6 +703,11 @@ def _saved(state: Fetched) -> Saved:
         doubts=state.doubts,
         review=state.review,
     )
+
+
+def _earlier(ledger: Ledger, job: Job, picture: Picture) -> tuple[list[Job], list[Receipt]]:
+    """Return the cut-outs that were made of the same bytes, and the receipts that nobody uses."""
+    return ledger.cut_outs(picture.sha256), ledger.receipts(picture.sha256, job.home)
 
 
 def _failed_before(ledger: Ledger, job: Job) -> bool:
