@@ -101,6 +101,7 @@ def inject_everywhere(tmp_path: Path, call: str, error: str, step: int) -> int:
     for number in range(1, 40, step):
         with RunningSandbox(SandboxOptions(key=KEY, fixed_result=True)) as sandbox:
             site = Site(tmp_path / f"{call}-{error}-{number}", sandbox.url)
+            site.covered = False
             data = photo(number)
             site.drop("sub/one.jpg", data)
             for folder in (site.outbox, site.archive, site.state):
