@@ -17,7 +17,7 @@ import structlog
 from bgremover import __version__
 from bgremover.core.errors import Billed, LedgerDamaged, SetupError
 from bgremover.core.health import Step, Vitals, ailments
-from bgremover.core.job import Home, Job, Quarantined, Released, Saved
+from bgremover.core.job import Home, Job, Kept, Quarantined, Released, Saved
 from bgremover.core.naming import printable
 from bgremover.core.recovery import KILLED, recovered
 from bgremover.core.report import utc
@@ -257,14 +257,13 @@ class Daemon:
 
     async def _keep_out_saved(self) -> None:
         parts = self._parts
-        asked = Ledger.saved if parts.kept else Ledger.staying
-        saved = await parts.scribe.do(lambda ledger: list(asked(ledger, parts.home)))
-        there = await asyncio.to_thread(_still_there, saved, parts.folders)
+        kept = await parts.scribe.do(lambda ledger: ledger.kept(parts.home, own=not parts.kept))
+        there = await asyncio.to_thread(_still_there, kept, parts.folders)
         if not parts.kept:
             await parts.intake.keep_out_own(there)
             return
-        for job in there:
-            parts.intake.keep_out(job.path, job.identity)
+        for one in there:
+            parts.intake.keep_out(one.path, one.identity)
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -351,12 +350,8 @@ class Daemon:
             dispatcher.cancel()
 
 
-def _still_there(jobs: list[Job], folders: Folders) -> list[Job]:
-    return [
-        job
-        for job in jobs
-        if isinstance(job.state, Saved) and folders.has(job.state.output, job.state.size)
-    ]
+def _still_there(kept: list[Kept], folders: Folders) -> list[Kept]:
+    return [one for one in kept if folders.has(one.output, one.size)]
 
 
 def recover_all(ledger: Ledger, home: Home, now: float) -> list[Job]:

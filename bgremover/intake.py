@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import structlog
 
 from bgremover.core.errors import LocalFault
-from bgremover.core.job import Identity, Job
+from bgremover.core.job import Identity, Kept
 from bgremover.core.naming import printable
 from bgremover.core.settling import (
     Patience,
@@ -173,15 +173,15 @@ class Intake:
         """Take note that this very file needs nothing any more, though it stays in the inbox."""
         self._done.add(_fingerprint(path, identity))
 
-    async def keep_out_own(self, jobs: Sequence[Job]) -> None:
-        """Take note of jobs of earlier runs whose folders keep their originals by their own wish.
+    async def keep_out_own(self, those: Sequence[Kept]) -> None:
+        """Take note of originals of earlier runs that their folders keep by their own wish.
 
         The others that stayed are looked at again: what kept them there may be over.
         """
-        kept = await asyncio.to_thread(self._inbox.keeping, [job.path for job in jobs])
-        for job in jobs:
-            if job.path in kept:
-                self.keep_out(job.path, job.identity)
+        kept = await asyncio.to_thread(self._inbox.keeping, [one.path for one in those])
+        for one in those:
+            if one.path in kept:
+                self.keep_out(one.path, one.identity)
 
     def let_go(self, path: str) -> None:
         """Forget the claim of `path`; whatever lies there now is looked at again."""

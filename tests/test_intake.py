@@ -14,7 +14,7 @@ import structlog
 from bgremover import intake as room
 from bgremover.core.errors import EmptyImage
 from bgremover.core.ignoring import Ignore
-from bgremover.core.job import Identity, Saved
+from bgremover.core.job import Identity, Kept
 from bgremover.core.settling import Patience
 from bgremover.core.terms import FILE, Override
 from bgremover.edges.inbox import Inbox, Sighting
@@ -23,7 +23,6 @@ from bgremover.intake import Intake, Rhythm
 from bgremover.reading import parse_override
 from bgremover.settings import Settings
 from bgremover.timing import Clock
-from tests.fakes import a_job
 from tests.site import photo
 
 PATIENCE = Patience(settle_seconds=2.0, closed_seconds=0.5, incomplete_seconds=600.0)
@@ -487,12 +486,10 @@ def test_a_bad_file_holds_its_folder_with_one_word_until_it_is_mended(
 def test_only_what_its_folder_keeps_still_is_kept_out_after_a_start(bench: Bench) -> None:
     bench.drop("keep/.bgremover.yaml", b"originals: keep")
     bench.drop("was/.bgremover.yaml", b"output: {review: off}")
-    jobs = []
-    for name in ("keep/a.jpg", "was/a.jpg", "keep/changed.jpg"):
-        found = Identity.of(bench.drop(name).stat())
-        jobs.append(a_job(path=name, identity=found, state=Saved("a.png", "5e", 1, left=True)))
+    names = ("keep/a.jpg", "was/a.jpg", "keep/changed.jpg")
+    kept = [Kept(name, Identity.of(bench.drop(name).stat()), "a.png", 1) for name in names]
     bench.drop("keep/changed.jpg", PICTURE + b"more")
-    asyncio.run(bench.intake.keep_out_own(jobs))
+    asyncio.run(bench.intake.keep_out_own(kept))
     assert bench.turns(3.0) == ["keep/changed.jpg", "was/a.jpg"]
 
 

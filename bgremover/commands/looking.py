@@ -193,7 +193,7 @@ def _count_waiting(settings: Settings, ledger: "Ledger | None") -> tuple[int, in
         unfinished = ledger.unfinished(CONFIGURED)
         parked = {job.path for job in unfinished if isinstance(job.state, Deferred)}
         if settings.originals == "keep":
-            kept = {job.path: job.identity for job in ledger.saved(CONFIGURED)}
+            kept = {one.path: one.identity for one in ledger.kept(CONFIGURED, own=False)}
     waiting = 0
 
     def count(path: str, identity: Identity) -> bool:

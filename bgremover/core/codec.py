@@ -18,6 +18,7 @@ from bgremover.core.job import (
     Home,
     Identity,
     Job,
+    Kept,
     Paid,
     Picture,
     Quarantined,
@@ -59,6 +60,20 @@ def decode(text: str) -> Job:
         return _job(json.loads(text))
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a job: {error!r}") from error
+
+
+def decode_kept(text: str) -> Kept:
+    """Return of a saved job what a start must know, for a third of the time that all would take.
+
+    Raises:
+        ValueError: The text is no saved job: the ledger is damaged.
+    """
+    try:
+        data = json.loads(text)
+        state = data["state"]
+        return Kept(data["path"], Identity(**data["identity"]), state["output"], state["size"])
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"not a saved job: {error!r}") from error
 
 
 def _plain(value: object) -> object:

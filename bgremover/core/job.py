@@ -296,6 +296,23 @@ def at_rest(state: State) -> bool:
             return False
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An original that stays in the inbox, and its cut-out: all that a start must know of it.
+
+    Args:
+        path: Of the original, relative to the inbox.
+        identity: Of the original as it was cut out.
+        output: Of the cut-out, relative to the outbox.
+        size: Of the cut-out, in bytes.
+    """
+
+    path: str
+    identity: Identity
+    output: str
+    size: int
+
+
 def finished(state: State) -> bool:
     """Tell whether the job's way has ended."""
     return at_rest(state) and not isinstance(state, Deferred)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from bgremover.core.budget import Budget, Period, reached
-from bgremover.core.codec import decode, encode
+from bgremover.core.codec import decode, decode_kept, encode
 from bgremover.core.errors import (
     Billed,
     DiskFailed,
@@ -40,6 +40,7 @@ from bgremover.core.job import (
     Fetched,
     Home,
     Job,
+    Kept,
     Paid,
     Quarantined,
     Receipt,
@@ -53,6 +54,8 @@ from bgremover.core.naming import fold, printable
 from bgremover.core.report import utc
 
 FILE_NAME = "ledger.sqlite3"
+
+T = TypeVar("T")
 
 _FIRST = """
 CREATE TABLE jobs (
@@ -316,12 +319,18 @@ class Ledger:
         for (body,) in rows:
             yield _job(body)
 
-    def staying(self, home: Home = CONFIGURED) -> list[Job]:
-        """Return every saved job of this home whose original had to stay in the inbox."""
-        rows = self._db.execute(
-            "SELECT body FROM jobs WHERE stays = 1 AND home = ?", (_home(home),)
-        )
-        return [_job(body) for (body,) in rows]
+    def kept(self, home: Home = CONFIGURED, *, own: bool) -> list[Kept]:
+        """Return what stays in the inbox of this home though its cut-out was saved.
+
+        Args:
+            home: Whose.
+            own: Only what had to stay where others are moved away; else all.
+        """
+        query = "SELECT body FROM jobs WHERE kind = 'saved' AND home = ?"
+        if own:
+            query = "SELECT body FROM jobs WHERE stays = 1 AND home = ?"
+        rows = self._db.execute(query, (_home(home),))
+        return [_read(decode_kept, body) for (body,) in rows]
 
     def sequence(self) -> int:
         """Return the number of the latest change of any job."""
@@ -814,8 +823,12 @@ def _has_content(path: Path) -> bool:
 
 
 def _job(body: str) -> Job:
+    return _read(decode, body)
+
+
+def _read(decoder: Callable[[str], T], body: str) -> T:
     try:
-        return decode(body)
+        return decoder(body)
     except ValueError as error:
         raise _Damage(str(error)) from error
 
@@ -944,9 +957,6 @@ def _call_or_none(row: tuple[Any, ...] | None) -> Call | None:
         return _call(row) if row else None
     except (TypeError, ValueError, _Damage):
         return None
-
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)

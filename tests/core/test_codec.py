@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bgremover.core.codec import decode, encode
+from bgremover.core.codec import decode, decode_kept, encode
 from bgremover.core.errors import Billed
 from bgremover.core.job import (
     Accepted,
@@ -18,6 +18,7 @@ from bgremover.core.job import (
     Fetched,
     Home,
     Job,
+    Kept,
     Paid,
     Picture,
     Quarantined,
@@ -192,3 +193,16 @@ def test_a_state_that_was_paid_for_needs_its_receipt(kind: type[State]) -> None:
     plain["state"]["receipt"] = None
     with pytest.raises(ValueError, match=r"."):
         decode(json.dumps(plain))
+
+
+@given(jobs)
+@example(FULL)
+def test_what_a_start_must_know_is_what_all_of_it_says(job: Job) -> None:
+    kept = replace(job, state=Saved("shoes/a.png", "5e", 7, left=True))
+    assert decode_kept(encode(kept)) == Kept(job.path, job.identity, "shoes/a.png", 7)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", encode(a_job()), '{"path": "a.jpg"}'])
+def test_what_is_no_saved_job_is_damage(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        decode_kept(text)

@@ -39,6 +39,7 @@ from bgremover.core.job import (
     Fetched,
     Home,
     Job,
+    Kept,
     Paid,
     Picture,
     Quarantined,
@@ -183,6 +184,11 @@ def test_the_latest_finished_job_of_a_path_is_found(ledger: Ledger) -> None:
     assert ledger.done_at("IMG_1.jpg") is None
 
 
+def staying(job: Job) -> Kept:
+    assert isinstance(job.state, Saved)
+    return Kept(job.path, job.identity, job.state.output, job.state.size)
+
+
 ELSEWHERE = Home("/photos", "/photos/out")
 
 
@@ -194,11 +200,12 @@ def test_homes_do_not_see_each_other(ledger: Ledger) -> None:
     assert ledger.done_at(here.path, ELSEWHERE) == there
     assert list(ledger.saved()) == [here]
     assert list(ledger.saved(ELSEWHERE)) == [there]
-    assert ledger.staying() == []
+    assert ledger.kept(own=False) == [staying(here)]
+    assert ledger.kept(own=True) == []
     put(ledger, replace(there, state=saved(left=True)), replace(here, state=saved(left=True)))
-    assert ledger.staying() == [replace(here, state=saved(left=True))]
+    assert ledger.kept(own=True) == [staying(here)]
     put(ledger, here)
-    assert ledger.staying() == []
+    assert ledger.kept(own=True) == []
     assert ledger.unfinished() == []
     assert [job.id for job in ledger.unfinished(ELSEWHERE)] == ["busy"]
     assert ledger.unfinished(Home("/photos", "/photos")) == []
@@ -918,7 +925,7 @@ def test_a_ledger_of_the_first_schema_knows_which_originals_stay(
                 (job.id, b"\0", b"a.jpg", encode(job)),
             )
     with closing(Ledger(tmp_path)) as ledger:
-        assert ledger.staying() == [stays]
+        assert ledger.kept(own=True) == [staying(stays)]
         assert {job.id for job in ledger.saved()} == {stays.id, gone.id}
 
 
@@ -1286,7 +1293,7 @@ ASKED: dict[str, Callable[[Ledger], object]] = {
     "totals": Ledger.totals,
     "spend": lambda ledger: ledger.spend(DAY),
     "saved": lambda ledger: list(ledger.saved()),
-    "staying": Ledger.staying,
+    "kept": lambda ledger: ledger.kept(own=True),
     "calls": lambda ledger: list(ledger.calls("2026-01")),
     "orphans": Ledger.orphans,
     "finished_after": lambda ledger: ledger.finished_after(7, 10),
