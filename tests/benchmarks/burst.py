@@ -5,16 +5,14 @@
 Watches a temporary folder with the real observer and intake while a process of its own creates
 files as fast as it can, moves a folder's files in, and unpacks a tar; the last one beside threads
 that keep the interpreter busy. Nothing is claimed, so that memory shows what a backlog costs.
-Prints, for each burst, after how many seconds all were known, how many no event had told of, and
-the memory; judges nothing.
+Tells, for each burst, after how many seconds all were known, how many no event had told of, and
+the memory. With `--folder` on a tmpfs the bursts are fastest.
 """
 
-import argparse
 import asyncio
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +26,7 @@ from bgremover.edges.inbox import Inbox
 from bgremover.intake import Intake, Rhythm
 from bgremover.lookout import Lookout, Watching
 from bgremover.timing import Clock
+from tests.benchmarks.figures import Benchmark, Figure, alone
 
 CREATE = """
 import os, sys
@@ -154,7 +153,7 @@ def unpacked(ground: Ground, files: int) -> list[str]:
 Bring = Callable[[Ground, int], list[str]]
 
 
-async def measure(place: Path, bursts: Sequence[tuple[Bring, int, int]]) -> list[Found]:
+async def meet(place: Path, bursts: Sequence[tuple[Bring, int, int]]) -> list[Found]:
     """Let bursts happen, one after another: how, how many files, beside how many busy threads."""
     ground, found = Ground(place), []
     running = asyncio.create_task(ground.intake.run())
@@ -172,29 +171,45 @@ async def measure(place: Path, bursts: Sequence[tuple[Bring, int, int]]) -> list
     return found
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--files", type=int, default=50_000)
-    parser.add_argument("--moved", type=int, default=20_000)
-    parser.add_argument("--packed", type=int, default=20_000)
-    parser.add_argument("--busy", type=int, default=4)
-    parser.add_argument("--folder", help="where; a tmpfs brings the fastest bursts")
-    options = parser.parse_args()
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How much is done."""
+
+    files: int = 50_000
+    moved: int = 20_000
+    packed: int = 20_000
+    busy: int = 4
+
+
+def measure(options: Options, place: Path) -> list[Figure]:
+    """Measure."""
     bursts: list[tuple[Bring, int, int]] = [
         (created, options.files, 0),
         (moved, options.moved, 0),
         (unpacked, options.packed, options.busy),
     ]
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        found = asyncio.run(measure(Path(name), bursts))
-    for (bring, _, _), one in zip(bursts, found, strict=True):
-        sys.stdout.write(
-            f"{one.files:,} {bring.__name__} in {one.burst_seconds:.1f} s: all known "
-            f"{one.seconds:.1f} s later, {one.untold:,} counted as missed, "
-            f"{one.megabytes:.0f} MB ({one.grown:+.0f} MB)\n"
-        )
+    found = asyncio.run(meet(place, bursts))
+    wanted = [burst for burst in bursts if burst[1]]
+    return [_figure(*burst, one) for burst, one in zip(wanted, found, strict=True)]
 
+
+def _figure(bring: Bring, files: int, threads: int, one: Found) -> Figure:
+    beside = f" beside {threads} busy threads" if threads else ""
+    note = (
+        f"burst of {one.burst_seconds:.1f} s, {one.untold:,} counted as missed, "
+        f"{one.megabytes:.0f} MB ({one.grown:+.0f} MB)"
+    )
+    name = f"{files:,} {bring.__name__}{beside}: all known after"
+    return Figure(name, one.seconds, "s", most=None if threads else 10, note=note)
+
+
+BENCHMARK = Benchmark(
+    "burst",
+    "a burst of 50,000 files",
+    Options(),
+    Options(moved=5000, packed=5000),
+    measure,
+)
 
 if __name__ == "__main__":
-    main()
+    alone(BENCHMARK, __doc__)

@@ -1,205 +1,193 @@
-"""How close does bgremover come to a bare HTTP client?
+"""How close does bgremover come to the limit, and to bare clients?
 
-    python -m tests.benchmarks.throughput [--images 120] [--workers 10] [--latency 0.5]
+    python -m tests.benchmarks.throughput [--images 300] [--workers 10] [--latency 0.5]
 
-The stand-in for the API runs in a process of its own. The same images go through a bare
-`httpx.AsyncClient` (the POST and the download, nothing else) and through `bgremover once` with
-every check, fsync and ledger write; both in turn, several times. Prints ratios; judges nothing.
-With `--resolution original` the cut-outs are drawn at full size too, which takes the processor
-longer than everything else together.
+The limit is `workers / latency`. The same images go through bare clients (the POST and the fetch,
+nothing else) and through `bgremover once` with every check, fsync and ledger write, in turn,
+several times; the median counts. Wall times are from the first to the last image; CPU is that of
+the whole process. With `--megabytes 0` the images are small: of 200 large ones a second two cores
+could not even send the bytes.
 """
 
-import argparse
-import asyncio
-import contextlib
-import json
-import os
-import random
-import re
+import importlib.util
+import shutil
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import httpx
-import yaml
-from PIL import Image
+from tests.benchmarks.clients import CURL
+from tests.benchmarks.figures import Benchmark, Figure, alone
+from tests.benchmarks.ground import (
+    Place,
+    Run,
+    StandIn,
+    at_work,
+    fill,
+    large,
+    measured,
+    stand_in,
+    steady_rate,
+)
 
-KEY = "benchmark"
+OURS = "bgremover"
+CLIENTS = ("httpx", "requests", "curl")
+NAMES = {"httpx": "bare httpx", "requests": "requests pool", "curl": "xargs -P curl", OURS: OURS}
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """One run: wall and CPU seconds, and the peak memory in MB."""
+class Options:
+    """How much is done; without megabytes the images are small. `least` of the limit is wanted."""
 
-    wall: float
-    cpu: float
-    peak: float
-    work: float
-
-
-@contextlib.contextmanager
-def sandbox(latency: float) -> Iterator[str]:
-    """Run the stand-in in its fast mode; yield where it listens."""
-    command = [
-        *(sys.executable, "-m", "bgremover", "sandbox", "--port", "0", "--fast"),
-        *("--latency", str(latency), "--max-inflight", "1000"),
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        found = re.search(r"http://\S+?(?=:? )", process.stdout.readline())
-        assert found is not None
-        try:
-            yield found[0].rstrip(":")
-        finally:
-            process.terminate()
+    images: int = 300
+    workers: int = 10
+    latency: float = 0.5
+    megabytes: float = 3.0
+    resolution: str = "result"
+    rounds: int = 3
+    least: float = 0.97
 
 
-def draw(folder: Path, count: int, megabytes: float) -> list[Path]:
-    """Fill a folder with JPEGs of about this size, no two alike."""
-    side = int((megabytes * 1_000_000 / 1.05) ** 0.5)
-    noise = random.Random(7).randbytes(side * side * 3)  # noqa: S311 - grain, no secret
-    grain = Image.frombytes("RGB", (side, side), noise)
-    path = folder / "first.jpg"
-    for quality in range(95, 40, -3):
-        grain.save(path, quality=quality)
-        if path.stat().st_size <= megabytes * 1_000_000:
-            break
-    first = path.read_bytes()
-    path.unlink()
-    paths = [folder / f"{number:05}.jpg" for number in range(count)]
-    for number, each in enumerate(paths):
-        each.write_bytes(first + b"%08d" % number)
-    return paths
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """One run of one client; `rate` is that without ramp and tail, where it is known."""
+
+    run: Run
+    rate: float = 0.0
 
 
-async def bare(url: str, paths: list[Path], workers: int) -> None:
-    """Send and fetch, nothing else."""
-    waiting = iter(paths)
-    limits = httpx.Limits(max_connections=2 * workers)
-    async with httpx.AsyncClient(headers={"Api-Key": KEY}, limits=limits, timeout=60) as client:
-
-        async def work() -> None:
-            for path in waiting:
-                files = {"image": (path.name, path.read_bytes(), "image/jpeg")}
-                answer = await client.post(f"{url}/v1/remove-background", files=files)
-                link = answer.raise_for_status().json()["data"][0]["url"]
-                (await client.get(link)).raise_for_status()
-
-        async with asyncio.TaskGroup() as group:
-            for _ in range(workers):
-                group.create_task(work())
-
-
-def measured(command: list[str], env: dict[str, str], log: Path) -> Run:
-    """Run a command and let the operating system account for it."""
-    began = time.monotonic()
-    with log.open("wb") as stderr:
-        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=stderr)
-        _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0, log.read_text()[-2000:]
-    wall = time.monotonic() - began
-    return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000, work_seconds(log))
-
-
-def work_seconds(log: Path) -> float:
-    """Return the time from the first image claimed to the last one saved, from the log."""
-    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-    stamps = [
-        _seconds(line["timestamp"])
-        for line in lines
-        if line["event"] in ("image.claimed", "image.saved")
-    ]
-    return max(stamps) - min(stamps) if stamps else 0.0
-
-
-def _seconds(stamp: str) -> float:
-    return datetime.fromisoformat(stamp).timestamp()
-
-
-def through_bgremover(
-    url: str, paths: list[Path], workers: int, root: Path, resolution: str
-) -> Run:
-    """Run `bgremover once` over links to the images, with a fresh ledger."""
-    inbox = root / "inbox"
-    inbox.mkdir(parents=True)
-    for path in paths:
-        os.link(path, inbox / path.name)
-    config = root / "config.yaml"
-    # The stand-in's fast mode gives all the same picture, which no review would pass.
-    output = {"resolution": resolution, "review": "off"}
-    settings = {"api": {"base_url": url}, "queue": {"workers": workers}, "output": output}
-    config.write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "bgremover", "once", "-c", str(config)]
-    return measured(command, {**os.environ, "IDEOGRAM_API_KEY": KEY}, root / "log")
-
-
-def through_httpx(url: str, paths: list[Path], workers: int, root: Path) -> Run:
-    """Run the bare client in a process of its own."""
-    listing = root / "paths"
-    root.mkdir()
-    listing.write_text("\n".join(map(str, paths)))
-    command = [*(sys.executable, "-m", __spec__.name, "--bare", url, str(listing))]
-    return measured([*command, "--workers", str(workers)], dict(os.environ), root / "log")
-
-
-def table(images: int, workers: int, latency: float, ours: list[Run], theirs: list[Run]) -> str:
-    """Return the figures as text."""
-    limit = images / workers * latency
-    ratio = [one.wall / other.wall for one, other in zip(ours, theirs, strict=True)]
-    work = [one.work / other.wall for one, other in zip(ours, theirs, strict=True)]
-    cpu = [one.cpu / other.cpu for one, other in zip(ours, theirs, strict=True)]
-    median = statistics.median
-    return (
-        f"{images} images, {workers} workers, {latency} s latency: the limit is {limit:.2f} s\n"
-        f"bare httpx   wall {median(r.wall for r in theirs):6.2f} s  "
-        f"cpu {median(r.cpu for r in theirs):6.2f} s  peak {max(r.peak for r in theirs):.0f} MB\n"
-        f"bgremover    wall {median(r.wall for r in ours):6.2f} s  "
-        f"cpu {median(r.cpu for r in ours):6.2f} s  peak {max(r.peak for r in ours):.0f} MB  "
-        f"first claim to last cut-out {median(r.work for r in ours):.2f} s\n"
-        f"ratios       wall {median(ratio):.3f}  first claim to last cut-out {median(work):.3f}  "
-        f"cpu {median(cpu):.2f}\n"
-        f"of the limit {limit / median(r.work for r in ours):.3f}"
-    )
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--images", type=int, default=120)
-    parser.add_argument("--workers", type=int, default=10)
-    parser.add_argument("--latency", type=float, default=0.5)
-    parser.add_argument("--megabytes", type=float, default=3.0)
-    parser.add_argument("--resolution", choices=["original", "result"], default="result")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--bare", nargs=2, metavar=("URL", "LISTING"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.bare:
-        paths = [Path(line) for line in Path(options.bare[1]).read_text().splitlines()]
-        asyncio.run(bare(options.bare[0], paths, options.workers))
-        return
-    with tempfile.TemporaryDirectory() as scratch, sandbox(options.latency) as url:
-        root = Path(scratch)
-        (root / "images").mkdir()
-        paths = draw(root / "images", options.images, options.megabytes)
-        size = paths[0].stat().st_size / 1e6
-        sys.stdout.write(f"each image has {size:.1f} MB\n")
-        ours, theirs = [], []
+def measure(options: Options, place: Path) -> list[Figure]:
+    """Measure."""
+    first = large(options.megabytes) if options.megabytes else None
+    paths = fill(place / "images", options.images, first)
+    clients = [client for client in CLIENTS if lacking(client) is None]
+    shifts: dict[str, list[Shift]] = {client: [] for client in (OURS, *clients)}
+    with stand_in(options.latency) as api:
         for number in range(options.rounds):
-            theirs.append(through_httpx(url, paths, options.workers, root / f"bare-{number}"))
-            ours.append(
-                through_bgremover(
-                    url, paths, options.workers, root / f"ours-{number}", options.resolution
-                )
-            )
-        text = table(options.images, options.workers, options.latency, ours, theirs)
-        sys.stdout.write(text + "\n")
+            for client, found in shifts.items():
+                root = place / f"{client}-{number}"
+                root.mkdir()
+                found.append(_shift(client, options, api, paths, root))
+    skipped = [client for client in CLIENTS if client not in clients]
+    return [
+        *_told(options, shifts),
+        *(Figure(NAMES[one], None, "", note=f"skipped: {lacking(one)}") for one in skipped),
+    ]
 
+
+def _shift(client: str, options: Options, api: StandIn, paths: list[Path], root: Path) -> Shift:
+    if client == OURS:
+        return _ours(options, api, paths, root)
+    listing = root / "listing"
+    listing.write_text("".join(f"{path}\n" for path in paths))
+    job = Job(api.url, listing, options.workers)
+    return Shift(run_curl(job, root) if client == "curl" else run_python(client, job, root))
+
+
+def _ours(options: Options, api: StandIn, paths: list[Path], root: Path) -> Shift:
+    queue = {"workers": options.workers, "capacity": max(64, 2 * options.workers)}
+    site = Place(root, api.url, {"queue": queue, "output": {"resolution": options.resolution}})
+    site.take(paths)
+    run, log = site.once()
+    saved = len(log.moments("image.saved"))
+    assert saved == len(paths), f"{saved} of {len(paths)} are saved"
+    return Shift(Run(at_work(log), run.cpu, run.peak), steady_rate(log))
+
+
+# --- the clients ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a client is to do: send the images named in `listing`, so many at a time."""
+
+    url: str
+    listing: Path
+    workers: int
+
+
+def run_python(client: str, job: Job, root: Path) -> Run:
+    """Run a client of this module in a process of its own; its wall time is that of the work."""
+    words = [client, job.url, str(job.listing), str(job.workers)]
+    run = measured([sys.executable, "-m", "tests.benchmarks.clients", *words], root / "log")
+    return replace(run, wall=float((root / "log").read_text()))
+
+
+def run_curl(job: Job, root: Path) -> Run:
+    """Run curl under `xargs -P`."""
+    script = root / "one.sh"
+    script.write_text(CURL)
+    words = ["-P", str(job.workers), "-I", "{}", "-a", str(job.listing)]
+    return measured(["xargs", *words, "sh", "-e", str(script), job.url, "{}"], root / "log")
+
+
+def lacking(client: str) -> str | None:
+    """Say why a client cannot be run here; None where it can."""
+    match client:
+        case "curl":
+            there = all(map(shutil.which, ("curl", "xargs")))
+            return None if there else "needs curl and xargs"
+        case _:
+            there = importlib.util.find_spec(client) is not None
+            return None if there else f"needs {client} (pip install {client})"
+
+
+# --- the figures ----------------------------------------------------------------------------
+
+
+def _told(options: Options, shifts: dict[str, list[Shift]]) -> Iterator[Figure]:
+    limit, pace = options.workers / options.latency, f"{options.workers} workers"
+    rates = {
+        client: options.images / statistics.median(one.run.wall for one in found)
+        for client, found in shifts.items()
+    }
+    size = f"of {options.megabytes:g} MB" if options.megabytes else "small"
+    note = f"{options.images} images, {size}, {options.latency:g} s at the API"
+    yield Figure(f"images a second, {pace}", rates[OURS], "/s", note=note)
+    for client, rate in rates.items():
+        least = options.least if client == OURS else None
+        to = f"limit, {limit:g}/s"
+        yield Figure(f"{NAMES[client]}, all of it", rate / limit, "x", to=to, least=least)
+    steady = statistics.median(one.rate for one in shifts[OURS]) / limit
+    name = "bgremover, without ramp and tail"
+    yield Figure(name, steady, "x", to="limit", least=options.least)
+    for client, rate in rates.items():
+        if client != OURS:
+            yield Figure("bgremover, all of it", rates[OURS] / rate, "x", to=NAMES[client])
+    yield from _costs(options, shifts)
+
+
+def _costs(options: Options, shifts: dict[str, list[Shift]]) -> Iterator[Figure]:
+    costs = {
+        client: statistics.median(one.run.cpu for one in found) / options.images * 1e3
+        for client, found in shifts.items()
+    }
+    for client, cost in costs.items():
+        yield Figure(f"CPU an image, {NAMES[client]}", cost, "ms")
+    # Of small images bare httpx does next to nothing.
+    most = 2.0 if options.megabytes else None
+    if "httpx" in costs:
+        ratio = costs[OURS] / costs["httpx"]
+        yield Figure("CPU an image, bgremover", ratio, "x", to=NAMES["httpx"], most=most)
+    peak = max(one.run.peak for one in shifts[OURS])
+    yield Figure("peak memory", peak, "MB", most=100)
+
+
+BENCHMARK = Benchmark(
+    "throughput",
+    "10 workers, 0.5 s, images of 3 MB: against the limit and bare clients",
+    Options(),
+    Options(images=120, rounds=1),
+    measure,
+)
+HUNDRED = Benchmark(
+    "hundred",
+    "100 workers, 0.5 s, small images: the same",
+    Options(images=4000, workers=100, megabytes=0.0, rounds=1, least=0.9),
+    Options(images=2000, workers=100, megabytes=0.0, rounds=1, least=0.9),
+    measure,
+)
 
 if __name__ == "__main__":
-    main()
+    alone(BENCHMARK, __doc__)
