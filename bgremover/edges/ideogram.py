@@ -439,10 +439,11 @@ class _Body(httpx.AsyncByteStream):
         self._plain: httpcore.AsyncNetworkStream | None = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield self._head
+        head = self._head  # goes out with the first piece: each piece is a packet of its own
         async for chunk in self._file():
             self._heed_early_answer()
-            yield chunk
+            yield head + chunk
+            head = b""
         self._heed_early_answer()
         self.on_sent()
         self.sent = True
