@@ -17,7 +17,7 @@ import structlog
 from bgremover import __version__
 from bgremover.core.errors import Billed, LedgerDamaged, SetupError
 from bgremover.core.health import Step, Vitals, ailments
-from bgremover.core.job import Home, Job, Kept, Quarantined, Released, Saved
+from bgremover.core.job import Home, Job, Quarantined, Released, Saved
 from bgremover.core.naming import printable
 from bgremover.core.recovery import KILLED, recovered
 from bgremover.core.report import utc
@@ -257,12 +257,13 @@ class Daemon:
 
     async def _keep_out_saved(self) -> None:
         parts = self._parts
+        # Whether the cut-out is still in the outbox is not asked: it may have been taken away to
+        # where it is needed, and must not be paid for again at each start.
         kept = await parts.scribe.do(lambda ledger: ledger.kept(parts.home, own=not parts.kept))
-        there = await asyncio.to_thread(_still_there, kept, parts.folders)
         if not parts.kept:
-            await parts.intake.keep_out_own(there)
+            await parts.intake.keep_out_own(kept)
             return
-        for one in there:
+        for one in kept:
             parts.intake.keep_out(one.path, one.identity)
 
     def _listen_to_signals(self) -> None:
@@ -348,10 +349,6 @@ class Daemon:
         if not dispatcher.done():
             await self._parts.dispatcher.abandon()
             dispatcher.cancel()
-
-
-def _still_there(kept: list[Kept], folders: Folders) -> list[Kept]:
-    return [one for one in kept if folders.has(one.output, one.size)]
 
 
 def recover_all(ledger: Ledger, home: Home, now: float) -> list[Job]:

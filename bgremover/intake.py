@@ -116,7 +116,7 @@ class Intake:
         self._more = True
         self._all_seen = False
         self._wished = False
-        self._told: set[tuple[str, str]] = set()
+        self._told: dict[str, str] = {}
         self.folders = 0
         self.lying = 0
         self.held = 0
@@ -268,7 +268,8 @@ class Intake:
             await self._poll()
 
     def _next_moment(self) -> float:
-        moments = [self._sweep_at, self._poll_at]
+        # Not before the gap is over: a moment that has passed would be waited for without end.
+        moments = [max(self._sweep_at, self._last_sweep + self._gap), self._poll_at]
         if self._more and self._has_room():
             moments.append(self._last_sweep + self._gap)
         if self._due:
@@ -351,8 +352,8 @@ class Intake:
 
     def _tell_oddities(self, odd: Iterable[tuple[str, str]]) -> None:
         for path, why in odd:
-            if (path, why) not in self._told:
-                self._told.add((path, why))
+            if self._told.get(path) != why:
+                self._told[path] = why
                 log.warning("image.ignored", file=printable(path), why=why)
 
     async def _look_at_hints(self) -> None:

@@ -26,7 +26,7 @@ from bgremover.core.errors import SetupError
 from bgremover.core.ignoring import Ignore
 from bgremover.core.naming import printable
 from bgremover.core.recipe import recipe_of
-from bgremover.core.terms import MOST_RENDITIONS, Override, OwnOutput
+from bgremover.core.terms import MOST_GLOBS, MOST_RENDITIONS, Override, OwnOutput
 from bgremover.findings import me, reason_of
 from bgremover.settings import (
     CONFIG_VARIABLE,
@@ -443,9 +443,10 @@ def parse_override(text: str, given: Settings) -> Override:
         words = "there is no archive. Say keep or delete, or set originals: archive for all."
         reading.wrong("originals", originals.origin, words)
     if settings is not None:
+        _check_globs(reading, settings)
         _check_renditions(reading, settings, given)
     if settings is None or reading.mistakes:
-        return Override(wrong=" ".join(reading.mistakes))
+        return Override(wrong=" ".join(_first(reading.mistakes)))
     return Override(
         originals=None if originals is None else settings.originals,
         ignore=Ignore(settings.watch.ignore) if "watch.ignore" in reading.given else None,
@@ -461,9 +462,25 @@ def _listed(words: tuple[str, ...]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
+_MOST_TOLD = 5
+
+
+def _first(mistakes: list[str]) -> list[str]:
+    """Return what is told of mistakes: not a log full of whatever a stranger writes."""
+    more = len(mistakes) - _MOST_TOLD
+    return mistakes if more <= 0 else [*mistakes[:_MOST_TOLD], f"And {more} more."]
+
+
 def _own_output(reading: _Reading, settings: Settings) -> OwnOutput:
     said = {key: value for key, value in settings.output if f"output.{key}" in reading.given}
     return OwnOutput(**said)
+
+
+def _check_globs(reading: _Reading, settings: Settings) -> None:
+    written = reading.given.get("watch.ignore")
+    if written is not None and len(settings.watch.ignore) > MOST_GLOBS:
+        words = f"these are more than {MOST_GLOBS} globs. Take some out."
+        reading.wrong("watch.ignore", written.origin, words)
 
 
 def _check_renditions(reading: _Reading, settings: Settings, given: Settings) -> None:

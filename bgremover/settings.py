@@ -26,6 +26,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import SkipJsonSchema
 
 from bgremover.core.answer import host_of, is_own_host
+from bgremover.core.ignoring import LONGEST_GLOB
 from bgremover.core.naming import printable
 from bgremover.core.recipe import PRESETS, distinct, recipe_of
 
@@ -83,6 +84,8 @@ def _checked_host(host: str) -> str:
 def _checked_glob(glob: str) -> str:
     if not glob.strip("/"):
         raise ValueError(f"{shown(glob)} matches no name. Write a glob as *.psd, or take it out.")
+    if len(glob) > LONGEST_GLOB:
+        raise ValueError(f"{shown(glob)} has more than {LONGEST_GLOB} characters. Shorten it.")
     return glob
 
 

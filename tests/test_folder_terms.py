@@ -83,3 +83,26 @@ def test_what_harms_nobody_is_taken(line: str) -> None:
 def test_twenty_renditions_are_not_too_many() -> None:
     lines = tuple(f"a{number} size=9" for number in range(20))
     assert read(f"output: {{renditions: {list(lines)}}}").output.renditions == lines
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("output: {renditions: ['a name={stem}" + "{" * 60_000 + ".png']}", "1000 characters"),
+        (f"watch: {{ignore: ['x/{'[' * 60_000}']}}", "more than 500 characters. Shorten it."),
+        (f"watch: {{ignore: {[f'a{number}' for number in range(101)]}}}", "more than 100 globs"),
+    ],
+)
+def test_a_file_that_would_keep_the_program_busy_is_refused(text: str, words: str) -> None:
+    told = read(text).wrong
+    assert told is not None
+    assert words in told
+
+
+def test_of_many_mistakes_the_first_are_told() -> None:
+    told = read("\n".join(f"key{number}: x" for number in range(3_000))).wrong
+    assert told is not None
+    assert "key4 (line 5)" in told
+    assert "key5" not in told
+    assert told.endswith("And 2995 more.")

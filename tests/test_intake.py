@@ -313,6 +313,17 @@ def test_a_doubt_brings_a_sweep_and_a_thousand_doubts_one_a_second(bench: Bench)
     assert bench.intake.sweeps == 2
 
 
+def test_a_sweep_that_must_not_begin_yet_is_slept_for(tmp_path: Path) -> None:
+    """Waited for in the past it would be asked for without end, and nothing else would run."""
+    bench = Bench(_made(tmp_path), rhythm=Rhythm(300.0, 0.25, ("",)))
+    bench.turn()
+    bench.turn(0.5)
+    assert bench.intake.sweeps == 1
+    assert bench.intake._next_moment() == 1.0
+    bench.turn(0.5)
+    assert bench.intake.sweeps == 2
+
+
 def test_a_doubt_during_a_sweep_brings_another_one(bench: Bench) -> None:
     bench.turn()
 
@@ -487,7 +498,7 @@ def test_only_what_its_folder_keeps_still_is_kept_out_after_a_start(bench: Bench
     bench.drop("keep/.bgremover.yaml", b"originals: keep")
     bench.drop("was/.bgremover.yaml", b"output: {review: off}")
     names = ("keep/a.jpg", "was/a.jpg", "keep/changed.jpg")
-    kept = [Kept(name, Identity.of(bench.drop(name).stat()), "a.png", 1) for name in names]
+    kept = [Kept(name, Identity.of(bench.drop(name).stat())) for name in names]
     bench.drop("keep/changed.jpg", PICTURE + b"more")
     asyncio.run(bench.intake.keep_out_own(kept))
     assert bench.turns(3.0) == ["keep/changed.jpg", "was/a.jpg"]

@@ -47,8 +47,10 @@ FOLDERS = (
 )
 """Built-in globs for folders; nothing below them is looked at."""
 
+LONGEST_GLOB = 500
+"""A longer one names no file: paths are made of names of at most 255 bytes."""
+
 _TOKEN = re.compile(r"\[!?\]?[^\]]*\]|.", re.DOTALL)  # a set of characters, or one
-_WILDCARDS = {"*": "[^/]*", "?": "[^/]"}
 
 
 def _compiled(globs: tuple[str, ...]) -> re.Pattern[str]:
@@ -58,26 +60,55 @@ def _compiled(globs: tuple[str, ...]) -> re.Pattern[str]:
 def _translated(glob: str) -> str:
     if "/" not in glob:
         return fnmatch.translate(glob)
-    *folders, last = glob.strip("/").split("/")
-    below = ".+" if last == "**" else _name(last)
-    return "(?s:" + "".join(_folder(part) for part in folders) + below + r")\Z"
+    first, *rest = _split(glob.strip("/").split("/"), "**")
+    if not rest:
+        return rf"(?s:{'/'.join(map(_name, first))})\Z"
+    *middle, last = rest
+    between = "".join(rf"(?>(?:[^/]+/)*?{_folders(part)})" for part in middle if part)
+    below = rf"(?:[^/]+/)*{'/'.join(map(_name, last))}" if last else ".+"
+    return rf"(?s:{_folders(first)}{between}{below})\Z"
 
 
-def _folder(part: str) -> str:
-    return r"(?:[^/]+/)*" if part == "**" else _name(part) + "/"
+def _folders(parts: list[str]) -> str:
+    return "".join(_name(part) + "/" for part in parts)
 
 
 def _name(part: str) -> str:
-    return "".join(_token(token) for token in _TOKEN.findall(part))
+    first, *rest = _split(_TOKEN.findall(part), "*")
+    if not rest:
+        return _fixed(first)
+    *middle, last = rest
+    between = "".join(f"(?>[^/]*?{_fixed(piece)})" for piece in middle if piece)
+    return f"{_fixed(first)}{between}[^/]*{_fixed(last)}"
 
 
-def _token(token: str) -> str:
-    if token in _WILDCARDS:
-        return _WILDCARDS[token]
-    if len(token) == 1:
-        return re.escape(token)
+def _split(parts: list[str], wildcard: str) -> list[list[str]]:
+    """Split at the wildcard.
+
+    What lies between two of them is always of one length, in characters or in names. So the first
+    place where it fits will do and need not be thought over again: who drops files may write
+    globs, and must not be able to keep the program busy with them.
+    """
+    pieces: list[list[str]] = [[]]
+    for part in parts:
+        if part == wildcard:
+            pieces.append([])
+        else:
+            pieces[-1].append(part)
+    return pieces
+
+
+def _fixed(tokens: list[str]) -> str:
+    return "".join(map(_token, tokens))
+
+
+def _token(one: str) -> str:
+    if one == "?":
+        return "[^/]"
+    if len(one) == 1:
+        return re.escape(one)
     # A set such as [!a] is left to fnmatch; only "/" is never in it.
-    inner = fnmatch.translate(token).removesuffix(r"\Z").removesuffix(r"\z")
+    inner = fnmatch.translate(one).removesuffix(r"\Z").removesuffix(r"\z")
     return "(?!/)" + inner
 
 

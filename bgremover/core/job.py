@@ -298,19 +298,15 @@ def at_rest(state: State) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """An original that stays in the inbox, and its cut-out: all that a start must know of it.
+    """An original that stays in the inbox though its cut-out was saved.
 
     Args:
-        path: Of the original, relative to the inbox.
-        identity: Of the original as it was cut out.
-        output: Of the cut-out, relative to the outbox.
-        size: Of the cut-out, in bytes.
+        path: Relative to the inbox.
+        identity: As it was cut out.
     """
 
     path: str
     identity: Identity
-    output: str
-    size: int
 
 
 def finished(state: State) -> bool:

@@ -26,6 +26,9 @@ Size = tuple[int, int]
 Box = tuple[int, int, int, int]
 Colour = tuple[int, int, int]
 
+LONGEST_LINE = 1000
+"""Characters of a recipe."""
+
 MAX_SIDE = 16_000
 """Pixels: the longest side that is rendered; WebP ends at 16,383."""
 
@@ -136,6 +139,8 @@ def recipe_of(line: str) -> Recipe:
     Raises:
         ValueError: The message says what is wrong and what to write.
     """
+    if len(line) > LONGEST_LINE:
+        raise ValueError(f"a recipe has at most {LONGEST_LINE} characters. Shorten it.")
     try:
         name, *words = shlex.split(line)
     except ValueError as error:
@@ -303,7 +308,7 @@ def _room(recipe: Recipe) -> None:
 
 def _check_template(recipe: Recipe) -> None:
     template = template_of(recipe)
-    fields = set(re.findall(r"\{(.*?)\}", template))
+    fields = set(re.findall(r"\{([^{}]*)\}", template))
     if "{stem}" not in template or fields - {"stem", "recipe"}:
         raise ValueError(
             f'{recipe.name}: name="{printable(template)}" will not do. It has {{stem}}, may have '

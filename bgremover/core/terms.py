@@ -21,6 +21,7 @@ Metadata = Literal["keep", "strip", "safe"]
 Review = Literal["off", "warn", "move"]
 
 MOST_RENDITIONS = 20
+MOST_GLOBS = 100
 """Whoever may drop images may write such a file: it must not keep a machine busy for hours."""
 
 

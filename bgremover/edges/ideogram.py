@@ -66,6 +66,7 @@ REDIRECTS = 3
 SLOWEST_BYTES_PER_SECOND = 1000.0
 _LONGEST_NAME = 100
 _KEPT_ALIVE = 8
+_LONGEST_CLOSING = 2.0
 
 _V1 = "/v1/remove-background"
 _V2 = "/v2/image/remove-background/ideogram-1"
@@ -302,7 +303,8 @@ class Ideogram:
                 )
                 # Of its own, so that no connection is used twice; and a pool asks each of its
                 # connections how it is whenever one comes or goes.
-                async with self._client(kept_alive=0) as client:
+                client = self._client(kept_alive=0)
+                async with _closed_in_the_end(client):
                     request = self._upload_request(client, path, body, identity)
                     answer = await self._answer(client, request)
         except BgremoverError:
@@ -339,10 +341,8 @@ class Ideogram:
 
     async def _answer(self, client: httpx.AsyncClient, request: httpx.Request) -> _Raw:
         response = await client.send(request, stream=True)
-        try:
+        async with _closed_in_the_end(response):
             body = await _content(response)
-        finally:
-            await response.aclose()
         secret = request.headers["Api-Key"].encode()
         return response.status_code, response.headers, body.replace(secret, b"[key]")
 
@@ -528,6 +528,17 @@ def _what_happened(error: BaseException, url: str) -> str:
     return f"{host_of(url) or 'the API'}: {words}{detail}"
 
 
+@contextlib.asynccontextmanager
+async def _closed_in_the_end(what: httpx.AsyncClient | httpx.Response) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        # An answer that is there was paid for and counts, however the connection ends.
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(_LONGEST_CLOSING):
+                await what.aclose()
+
+
 async def _content(response: httpx.Response) -> bytes:
     """Read an answer, at most `LONGEST_ANSWER` bytes of it, before and after decoding.
 
@@ -539,6 +550,8 @@ async def _content(response: httpx.Response) -> bytes:
             raw += chunk
             if len(raw) > LONGEST_ANSWER:
                 break
+    except httpx.CloseError:
+        pass  # all of it is there
     except httpx.TransportError:
         if response.is_success:
             raise

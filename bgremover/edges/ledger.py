@@ -234,7 +234,8 @@ class Ledger:
         if version > SCHEMA_VERSION:
             raise SetupError(
                 f"{self._path} was written by a newer bgremover (schema {version}, this one knows "
-                f"{SCHEMA_VERSION}): install that version again, or use another folders.state"
+                f"{SCHEMA_VERSION}): install that version again, or restore a backup from before. "
+                "Another folders.state knows nothing of what was paid for"
             )
 
     def close(self) -> None:

@@ -68,7 +68,6 @@ def configure(
     render = _render_for(format, stream)
     sinks = [_AsideSink(stream.fileno(), render) if aside else _StreamSink(stream.fileno(), render)]
     pipe = Pipe([*sinks, FileSink(file)] if file else sinks)
-    _installed.replace_with(pipe)
     threshold = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[structlog.processors.add_log_level, _finish, pipe],
@@ -80,6 +79,8 @@ def configure(
     root.handlers[:] = [_Library(pipe)]
     root.setLevel(max(threshold, logging.WARNING))
     logging.captureWarnings(capture=True)
+    # Not before all go the new way: what came to a closed pipe would be lost untold.
+    _installed.replace_with(pipe)
 
 
 def flush(seconds: float = CLOSE_SECONDS) -> None:

@@ -305,6 +305,24 @@ def test_a_glob_with_a_slash_is_compared_name_by_name(glob: str, path: str) -> N
     assert Ignore((glob,)).file(name, path) is (expected or BUILT_IN.file(name, path))
 
 
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    ("glob", "path"),
+    [
+        ("x/" + "*a" * 14 + "b", "x/" + "a" * 250),
+        ("x/" + "*a" * 200 + "*b/c", "x/" + "a" * 250 + "/c"),
+        ("**/a/" * 10 + "b", "a/" * 60 + "c"),
+        ("**/" * 40 + "b", "a/" * 60 + "c"),
+        ("**/*a*a*a/" * 10 + "b", ("a" * 100 + "/") * 40 + "c"),
+        ("*a" * 100 + "b", "a" * 250),
+    ],
+)
+def test_no_glob_keeps_the_program_busy(glob: str, path: str) -> None:
+    """Backtracking would take longer than the universe has lasted."""
+    name = path.rpartition("/")[2]
+    assert not Ignore((glob,)).file(name, path)
+
+
 @given(paths)
 @example("shoes/IMG_1.jpg")
 def test_no_globs_ignore_nothing_but_the_built_in_list(path: str) -> None:

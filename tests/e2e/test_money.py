@@ -263,3 +263,25 @@ def test_an_image_that_is_paid_for_and_kills_the_program_leaves_nothing_and_cost
         assert site.command("once").returncode == 0
         assert site.files(site.outbox) == {"one.png"}
         assert len(sandbox.state.payments) == 1
+
+
+def test_a_cut_out_that_was_taken_away_is_not_paid_for_at_each_start(tmp_path: Path) -> None:
+    lives = 3.0
+    with fast(link_seconds=lives) as sandbox:
+        site = Site(tmp_path, sandbox.url, originals="keep")
+        original = site.drop("a.jpg", photo(1))
+        with site.running() as daemon:
+            daemon.until_event("image.saved")
+            dead = time.monotonic() + lives
+            assert daemon.end() == 0
+        (site.outbox / "a.png").rename(tmp_path / "in the shop.png")
+        with site.running() as daemon:
+            daemon.until_event("daemon.ready")
+            site.drop("b.jpg", photo(2))
+            daemon.until_event("image.saved")
+            assert len(sandbox.state.payments) == 2
+            until(lambda: time.monotonic() > dead)
+            original.touch()  # that is how to ask for it anew
+            daemon.until_event("image.saved", 2)
+            assert daemon.end() == 0
+        assert len(sandbox.state.payments) == 3

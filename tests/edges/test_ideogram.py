@@ -1005,6 +1005,40 @@ def test_only_what_was_sent_decides_about_the_charge(kind: type[Exception], sent
     assert type(fetched) is LinkFailed
 
 
+class BreaksAtTheEnd(httpx.AsyncBaseTransport):
+    """A line that gives a whole answer and cannot be closed."""
+
+    def __init__(self, part: str) -> None:
+        self._part = part
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await request.aread()
+        stream = CannotBeClosed() if self._part == "answer" else httpx.ByteStream(paid())
+        return httpx.Response(200, stream=stream)
+
+    async def aclose(self) -> None:
+        if self._part == "line":
+            raise OSError(errno.EIO, "Input/output error")
+        await asyncio.Event().wait()
+
+
+class CannotBeClosed(httpx.AsyncByteStream):
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield paid()
+
+    async def aclose(self) -> None:
+        raise httpx.CloseError("reset")
+
+
+@pytest.mark.parametrize("part", ["answer", "line", "line that hangs"])
+def test_an_answer_that_is_whole_counts_however_the_line_ends(part: str) -> None:
+    async def scene() -> object:
+        edge = Ideogram(OPTIONS, lambda: KEY, lambda: NOW, BreaksAtTheEnd(part))
+        return (await edge.submit(picture())).link
+
+    assert asyncio.run(scene()) == LINK
+
+
 def test_closing_twice_is_once() -> None:
     async def scene() -> object:
         async with opened() as api:
