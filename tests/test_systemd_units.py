@@ -10,12 +10,16 @@ import pytest
 import yaml
 
 from bgremover.cli import Exit, commands
+from bgremover.core.budget import micro
 from bgremover.daemon import GRACE_SECONDS, LOOK_SECONDS
-from bgremover.settings import CREDENTIAL
+from bgremover.settings import CREDENTIAL, Settings
+from bgremover.studio.budget import Work, estimate
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("bgremover.service", "bgremover@.service")
 PROGRAM = "/opt/bgremover/bin/bgremover"
+RESIDENT = 200_000_000
+"""Bytes that the program takes beside pictures, uploads in flight among them, and room."""
 ANALYZE = shutil.which("systemd-analyze")
 
 each_unit = pytest.mark.parametrize("name", NAMES)
@@ -149,9 +153,25 @@ def test_systemd_waits_longer_than_the_daemon_takes(name: str) -> None:
 
 
 @each_unit
+def test_what_the_default_settings_let_in_fits_into_memory(name: str) -> None:
+    settings = Settings()
+    pixels = micro(settings.input.max_megapixels)
+    works: tuple[Work, ...] = ("look", "upload", "finish")
+    # A format that is not known is reckoned with as the one that takes most.
+    largest = max(estimate(work, "?", pixels, 2 * pixels) for work in works)
+    needed = RESIDENT + max(largest, micro(settings.pictures.max_memory_mb))
+    limit = int(value(name, "MemoryMax").removesuffix("G")) << 30
+    assert needed < limit < 2 * needed
+    assert "MemoryHigh" not in dict(directives(name))
+
+
+@each_unit
 def test_every_relaxed_or_unusual_line_has_its_reason(name: str) -> None:
     lines = text_of(name).splitlines()
-    for key in ("RestrictAddressFamilies", "UMask", "ReadWritePaths", "StartLimitIntervalSec"):
+    for key in (
+        *("RestrictAddressFamilies", "UMask", "ReadWritePaths", "StartLimitIntervalSec"),
+        *("TasksMax", "MemoryMax", "OOMPolicy"),
+    ):
         (at,) = [number for number, line in enumerate(lines) if line.startswith(f"{key}=")]
         assert lines[at - 1].startswith("# ")
 

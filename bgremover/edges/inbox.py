@@ -29,7 +29,7 @@ from bgremover.core.errors import (
 from bgremover.core.ignoring import Ignore
 from bgremover.core.job import Identity
 from bgremover.core.naming import printable
-from bgremover.core.terms import FolderTerms, Override
+from bgremover.core.terms import FolderTerms, Originals, Override
 
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: opening a FIFO would otherwise hang until somebody writes into it.
@@ -257,27 +257,31 @@ class Inbox:
                 held = self._terms_in(descriptor, folder, held)
         return held
 
-    def keeping(self, paths: Iterable[str]) -> set[str]:
+    def keeping(self, paths: Iterable[str], given: Originals = "archive") -> set[str]:
         """Return which of these files their folders keep in the inbox; looks once at each folder.
 
         What cannot be looked at now, or is held, is left out.
+
+        Args:
+            paths: Relative to the inbox.
+            given: What becomes of originals where no folder says it.
         """
         known: dict[str, bool] = {}
         kept = set()
         for path in paths:
             folder = path.rpartition("/")[0]
             if folder not in known:
-                known[folder] = self._keeps(path)
+                known[folder] = self._keeps(path, given)
             if known[folder]:
                 kept.add(path)
         return kept
 
-    def _keeps(self, path: str) -> bool:
+    def _keeps(self, path: str, given: Originals) -> bool:
         try:
             held = self.terms(path)
         except BgremoverError:
             return False
-        return held.held is None and held.originals == "keep"
+        return held.held is None and (held.originals or given) == "keep"
 
     def _found(self, path: str) -> tuple[os.stat_result, FolderTerms] | None:
         """Return what lies at `path` and what holds for it; None where it is left alone or held."""

@@ -3,14 +3,11 @@
 import contextlib
 import json
 import os
-import platform
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
-import tomllib
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,11 +16,13 @@ from typing import Any
 
 import pytest
 
+from tests import debian
 from tests.site import KEY, photo, until
 
 ROOT = Path(__file__).parents[2]
 URL = "http://127.0.0.1:8765"
-INCLUDED = "systemd,systemd-sysv,dbus,procps,python3,python3-venv"  # procps has /bin/kill
+# procps has /bin/kill
+INCLUDED = ("systemd", "systemd-sysv", "dbus", "procps", "python3", "python3-venv")
 MISSING = [name for name in ("systemd-nspawn", "mmdebstrap", "nsenter") if not shutil.which(name)]
 
 pytestmark = [
@@ -90,31 +89,6 @@ class Machine:
             place.unlink(missing_ok=True)
 
 
-def build_tree(tree: Path) -> None:
-    command = ["mmdebstrap", "--variant=minbase", f"--include={INCLUDED}", "bookworm", str(tree)]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    if built.returncode:
-        pytest.skip(f"needs a Debian mirror, for a tree to boot: {built.stderr[-500:]}")
-
-
-def fetch_wheels(tree: Path) -> None:
-    """Put all that pip needs for an installation without a network into the tree."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
-    asked = [
-        "chroot",
-        str(tree),
-        "python3",
-        "-c",
-        "import sys; print('%d.%d' % sys.version_info[:2])",
-    ]
-    version = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-    platforms = [f"--platform=manylinux{glibc}_{platform.machine()}" for glibc in ("2014", "_2_28")]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:"]
-    command += [f"--dest={tree / 'opt/source/wheels'}", f"--python-version={version}", *platforms]
-    subprocess.run([*command, *wanted], check=True, capture_output=True)
-
-
 def copy_project(tree: Path) -> None:
     inside = tree / "opt/source/bgremover"
     inside.mkdir(parents=True)
@@ -127,8 +101,9 @@ def copy_project(tree: Path) -> None:
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     tree = tmp_path_factory.mktemp("systemd") / "tree"
-    build_tree(tree)
-    fetch_wheels(tree)
+    debian.build(tree, *INCLUDED)
+    wheels = (f"--dest={tree / 'opt/source/wheels'}", *debian.build_dependencies())
+    debian.pip(tree, "download", *wheels, *debian.dependencies())
     copy_project(tree)
     command = ["systemd-nspawn", "-D", str(tree), "-b", "--register=no", "--keep-unit"]
     command += ["--private-network", "--link-journal=no", "--console=pipe"]

@@ -880,6 +880,9 @@ def test_it_knows_which_files_their_folders_keep_and_looks_once_at_each_folder(
     asked = [*files, "keep/red/a.jpg", "a.jpg", "wrong/a.jpg", "gone/a.jpg"]
     inbox = Counting(root, Ignore(), override=Reader())
     assert inbox.keeping(asked) == {*files, "keep/red/a.jpg"}
+    assert Inbox(root, Ignore(), override=Reader()).keeping(asked, "keep") == {
+        *(*files, "keep/red/a.jpg", "a.jpg")
+    }
     assert inbox.looked == ["keep/0.jpg", "keep/red/a.jpg", "a.jpg", "wrong/a.jpg", "gone/a.jpg"]
 
 
