@@ -301,7 +301,7 @@ class Dispatcher:
             # may have changed when its turn comes. Images that met an unknown charge do not count:
             # in an outage they are the last that may be probes.
             ahead = sum(job.unknown_calls == 0 for job in self._lanes[Lane.SEND])
-            if ahead >= self._pace.workers:
+            if ahead + len(self._running[Lane.PREPARE]) >= max(2, self._pace.workers):
                 break
             self._start(Lane.PREPARE, lane.popleft())
 

@@ -51,6 +51,8 @@ class Bell:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._rung.wait()
+        else:
+            await asyncio.sleep(0)  # the others have their turn even where every moment is over
         self._rung.clear()
 
 

@@ -41,8 +41,10 @@ from bgremover.workshop import Craft, Workshop
 CLOSED_SECONDS = 0.5
 """How long a file must be unchanged that is certainly closed and whole."""
 
+MOST_PREPARING = 8
 MOST_FINISHING = 16
-"""Results that are worked on at a time: more would only wait for their turn in the workshop."""
+"""Images, and results, that are worked on at a time: more would only wait for their turn in the
+workshop, and of images that are taken up more would be suspects if the program died."""
 
 STEP_SECONDS = 600.0
 """How long a step may take beside its calls: a NAS that spins up, a fetch with its deadline."""
@@ -198,9 +200,7 @@ def build(
         Pipeline(inbox, folders, scribe, api, workshop(settings), terms, clock),
         pace=_pace(settings),
         rules=_rules(settings),
-        size=Size(
-            settings.queue.capacity, finish=min(max(4, settings.queue.workers), MOST_FINISHING)
-        ),
+        size=_size(settings),
         clock=clock,
         chance=random.random,
         version=__version__,
@@ -267,6 +267,15 @@ def _terms(settings: Settings, work: Work) -> Terms:
         unknown_sends=1 if settings.retry.unknown_charge == "retry" else 0,
         passes=settings.input.already_transparent == "pass",
         output=output_terms(settings),
+    )
+
+
+def _size(settings: Settings) -> Size:
+    workers = settings.queue.workers
+    return Size(
+        settings.queue.capacity,
+        prepare=min(max(2, workers), MOST_PREPARING),
+        finish=min(max(4, workers), MOST_FINISHING),
     )
 
 
