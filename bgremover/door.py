@@ -93,7 +93,11 @@ def door_check(settings: Settings) -> list[Finding]:
     return [
         *_overlaps(places, mounts),
         *_taken_for_images(settings, named["folders.inbox"]),
-        *(found for place in places if (found := _unusable(place, reads_only=place.name in kept))),
+        *(
+            _waited_for(found) if _is_away(settings, place.name) else found
+            for place in places
+            if (found := _unusable(place, reads_only=place.name in kept))
+        ),
         *_on_network(named["folders.state"], mounts),
         *_unwritable_log(settings.log.file),
     ]
@@ -177,6 +181,18 @@ def _unusable(place: _Place, *, reads_only: bool) -> Finding | None:
     return _denied(place, found, "read" if reads_only else "read and write")
 
 
+def _is_away(settings: Settings, name: str) -> bool:
+    """Tell whether a folder is likely to be on the share that has yet to be mounted."""
+    marker = settings.watch.marker
+    away = marker is not None and not os.path.lexists(settings.folders.inbox / marker)
+    return away and name != "folders.state"
+
+
+def _waited_for(found: Finding) -> Finding:
+    remedy = "It is waited for until watch.marker is in the inbox."
+    return Finding("warning", found.where, found.what, remedy)
+
+
 def _denied(place: _Place, found: os.stat_result, what: str) -> Finding:
     owner, mode = f"{found.st_uid}:{found.st_gid}", f"{stat.S_IMODE(found.st_mode):04o}"
     quoted = shlex.quote(place.path)
@@ -255,6 +271,8 @@ def prepare_folders(settings: Settings) -> None:
         try:
             os.makedirs(path, mode=0o700 if name == "state" else 0o777, exist_ok=True)
         except OSError as error:
+            if _is_away(settings, f"folders.{name}"):
+                continue
             raise SetupError(
                 f"folders.{name}: {printable(str(path))} cannot be made: {reason_of(error)}. "
                 "Make it yourself, or name another folder."

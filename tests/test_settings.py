@@ -1245,6 +1245,31 @@ def test_folders_of_another_user_are_told_with_the_command_that_helps() -> None:
     as_nobody(prepare, piece)
 
 
+def test_a_share_that_is_not_mounted_yet_is_waited_for() -> None:
+    def prepare(root: Path) -> None:
+        for name in ("share", "mine"):
+            (root / name).mkdir()
+            (root / name).chmod(0o755)
+        os.chown(root / "mine", NOBODY, NOBODY)
+
+    def piece(root: Path) -> None:
+        share = {name: f"share/{name}" for name in ("inbox", "outbox", "archive")}
+        mine = {name: f"mine/{name}" for name in ("state", "quarantine")}
+        marked = at(root, "watch: {marker: .here}", **share, **mine)
+        assert {(one.level, one.where) for one in door_check(marked)} == {
+            ("warning", f"folders.{name}") for name in share
+        }
+        prepare_folders(marked)
+        assert {one.name for one in root.rglob("*/*")} == {"state", "quarantine"}
+        state = at(root, "watch: {marker: .here}", **share, **mine | {"state": "share/state"})
+        assert [one.where for one in errors(state)] == ["folders.state"]
+        assert {one.where for one in errors(at(root, **share, **mine))} == {
+            f"folders.{name}" for name in share
+        }
+
+    as_nobody(prepare, piece)
+
+
 def test_an_inbox_whose_originals_are_kept_need_not_be_writable() -> None:
     def prepare(root: Path) -> None:
         (root / "inbox").mkdir()
