@@ -169,8 +169,9 @@ def rebuild(config: str | None) -> None:
     """Make a new ledger in place of a damaged one.
 
     A copy of the damaged file is kept. What can still be read of it is kept, and
-    finished originals in the archive are paired with their cut-outs, so that they are not paid
-    for again. A ledger that is well is left alone.
+    finished originals, in the archive or kept in the inbox, are paired with their cut-outs, so
+    that they are not paid for again; what cannot be paired is named. A ledger that is well is
+    left alone.
     """
     from bgremover.commands import rebuild as rebuilding
 

@@ -241,12 +241,12 @@ class Pipeline:
         """Return the job with what its folder asks of its cut-out now.
 
         Returns:
-            None when what the folder says is wrong, and nothing was asked of the API yet: the
-            image is found again when it is mended. Else the job as it was.
+            None when what the folder says is wrong, and no call for it may have cost anything:
+            the image is found again when it is mended. Else the job as it was.
         """
         held = self._inbox.terms(job.path)
         if held.held is not None:
-            return job if job.attempts else None
+            return job if job.billed_calls or job.unknown_calls else None
         return replace(job, terms=held.output.over(self._terms.output))
 
     def _agreed(self, job: Job) -> OutputTerms:
@@ -293,37 +293,50 @@ class Pipeline:
     async def _reuse_one(self, job: Job, earlier: Job, cut_out: Saved) -> Job | None:
         same_home = earlier.home == job.home
         source = os.path.join("" if same_home else earlier.home.outbox, cut_out.output)
-        there = await asyncio.to_thread(
-            self._folders.verify_published, source, cut_out.sha256, cut_out.size
-        )
-        if not there:
+        if _own(earlier, job):
+            there = await asyncio.to_thread(
+                self._folders.verify_published, source, cut_out.sha256, cut_out.size
+            )
+            return await self._reused(job, earlier, cut_out) if there else None
+        file = await asyncio.to_thread(self._folders.cut_out, source, cut_out.size)
+        if file is None:
             return None
-        terms, output, own = self._agreed(job), cut_out.output, _own(earlier, job)
-        # What is put aside needs the report of what was measured, which was not kept.
-        aside = terms.review == "move" and cut_out.doubts and not own
-        if aside or not self._fits(earlier, job):
-            return await self._make_anew(job, source, earlier)
-        if not own:
-            output = await self._serve_copy(job, source, output_path(job.path))
+        with file:
+            # What is put aside needs the report of what was measured, which was not kept.
+            aside = self._agreed(job).review == "move" and cut_out.doubts
+            if aside or not self._fits(earlier, job):
+                return await self._make_anew(job, file, earlier, cut_out)
+            output = await self._serve_copy(job, file, cut_out)
+        if output is None:
+            return None
+        return await self._reused(job, earlier, replace(cut_out, output=output))
+
+    async def _reused(self, job: Job, earlier: Job, cut_out: Saved) -> Job:
+        terms = self._agreed(job)
         doubts = () if terms.review == "off" else cut_out.doubts
-        saved = replace(cut_out, output=output, doubts=doubts, reused=True, filed=False, left=False)
+        saved = replace(cut_out, doubts=doubts, reused=True, filed=False, left=False)
         # What it was made by stays known, for those who are served with it.
         terms = replace(self._agreed(earlier), renditions=terms.renditions)
         return await self.record(replace(job, terms=terms).to(saved))
 
-    async def _make_anew(self, job: Job, source: str, earlier: Job) -> Job | None:
+    async def _make_anew(
+        self, job: Job, file: BinaryIO, earlier: Job, cut_out: Saved
+    ) -> Job | None:
         """Make the cut-out of one that was made of the same bytes by other terms.
 
-        Not of its link: that may be dead before its time, and to pay once more is no way to serve
+        Of a copy of its own: what lies in the outbox may be written to at any moment. Not of the
+        link: that may be dead before its time, and to pay once more is no way to serve
         what is there.
         """
         terms, made_by, picture = self._agreed(job), self._agreed(earlier), job.picture
-        file = await asyncio.to_thread(self._folders.cut_out, source)
-        if picture is None or file is None:
+        if picture is None:
             return None
-        with file:
+        own = await asyncio.to_thread(self._workshop.own_copy, file, cut_out.sha256)
+        if own is None:
+            return None
+        with own:
             async with self._temp(job) as temp:
-                original, made_of = self._original(job), (file, made_by)
+                original, made_of = self._original(job), (own, made_by)
                 made = await self._workshop.make_anew(original, picture, made_of, temp.file, terms)
                 if (made_by.resolution, terms.resolution) == ("original", "result"):
                     made = replace(made, notes=(RESULT_GONE, *made.notes))
@@ -335,15 +348,19 @@ class Pipeline:
         receipt = next(alive, None)
         return None if receipt is None else job.to(Paid(receipt))
 
-    async def _serve_copy(self, job: Job, source: str, wished: str) -> str:
-        while True:
-            output = await self._reserve(job, wished)
-            try:
-                await asyncio.to_thread(self._folders.copy_into, source, output, job.id)
-            except NameTaken:
-                await self._scribe.do(lambda ledger: ledger.unreserve(job.id))
-            else:
+    async def _serve_copy(self, job: Job, file: BinaryIO, cut_out: Saved) -> str | None:
+        """Return where a copy lies now; None when the earlier cut-out is not what it was."""
+        copied: bool | None = None
+        while copied is None:
+            output = await self._reserve(job, output_path(job.path))
+            with contextlib.suppress(NameTaken):
+                copied = await asyncio.to_thread(
+                    self._folders.copy_into, file, output, job.id, cut_out.sha256
+                )
+            if copied:
                 return output
+            await self._scribe.do(lambda ledger: ledger.unreserve(job.id))
+        return None
 
     async def _reserve(self, job: Job, wished: str) -> str:
         return await self._scribe.do(lambda ledger: self._reserve_in(ledger, job, wished))

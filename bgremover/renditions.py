@@ -17,6 +17,9 @@ from bgremover.studio.opening import NotDecoded
 from bgremover.studio.render import Sources
 from bgremover.workshop import Opened, Rendition, Workshop
 
+_REFUSED = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+"""What file systems say of names that they do not take."""
+
 
 @dataclass(frozen=True, slots=True)
 class Renditions:
@@ -24,7 +27,8 @@ class Renditions:
 
     Args:
         outputs: Their names.
-        notes: What was not done as asked; when something could not be made at all, nothing was.
+        notes: What was not done as asked; when something could not be made at all, nothing was,
+            unless a name is refused at the last moment.
         fresh: How many of them did not lie there already.
     """
 
@@ -75,22 +79,39 @@ class Renderer:
             LocalFault: This machine cannot do it now.
         """
         drawn: list[_Drawn] = []
+        outputs: list[str] = []
+        new = 0
         try:
             for number, recipe in enumerate(recipes):
                 owner = f"{job.id}-{number}"
                 drawn.append(await self._draw(job, output, original, recipe, owner))
-            there = [await asyncio.to_thread(self._publish, one) for one in drawn]
+            for one in drawn:
+                name, fresh = await asyncio.to_thread(self._publish, one)
+                outputs.append(name)
+                new += fresh
+            notes = tuple(one.done.note for one in drawn if one.done.note)
         except (NotDecoded, FileFault, Withdrawn, OSError) as fault:
-            return Renditions(notes=(f"no renditions: {fault}",))
+            notes = (f"no renditions: {fault}",)
         except LocalFault as fault:
-            if not _is_of_the_name(fault):
+            if not await asyncio.to_thread(self._is_of_the_name, fault, output):
                 raise
-            return Renditions(notes=(f"no renditions: {fault}",))
+            notes = (f"no{' more' * bool(outputs)} renditions, for a name cannot be had: {fault}",)
         finally:
             for one in drawn:
                 await asyncio.to_thread(one.temp.remove)
-        notes = tuple(one.done.note for one in drawn if one.done.note)
-        return Renditions(tuple(name for name, _ in there), notes, sum(new for _, new in there))
+        return Renditions(tuple(outputs), notes, new)
+
+    def _is_of_the_name(self, fault: LocalFault, output: str) -> bool:
+        """Tell whether only the name is to blame: another one could be written.
+
+        Such a name must not hold up the line; whoever may drop images may have thought of it.
+        """
+        cause = fault.__cause__
+        if not isinstance(cause, OSError):
+            return isinstance(cause, Blocked)
+        # Shares say of a name that they refuse, as of one that is lost, that it is not there.
+        of_share = cause.errno == errno.ENOENT and self._folders.taken(output)
+        return of_share or cause.errno in _REFUSED
 
     def discard(self, job: Job, output: str, recipes: tuple[Recipe, ...]) -> None:
         """Remove what an earlier run may have left half-drawn."""
@@ -139,13 +160,3 @@ class Renderer:
             if self._folders.verify_published(name, drawn.done.sha256, drawn.done.size):
                 return name, False
         raise AssertionError("there is always another name")
-
-
-def _is_of_the_name(fault: LocalFault) -> bool:
-    """Tell whether only the name is to blame: another one could be written.
-
-    Such a name must not hold up the line; whoever may drop images may have thought of it.
-    """
-    cause = fault.__cause__
-    too_long = isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG
-    return too_long or isinstance(cause, Blocked)

@@ -327,7 +327,8 @@ class PictureSettings(_Section):
         ge=64,
         le=1_000_000,
         description="Pictures are worked on side by side while they fit into this much memory, "
-        "one after the other where they do not.",
+        "one after the other where they do not. A rendition that takes more is not made, unless "
+        "a preset takes as much.",
     )
 
 

@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import hashlib
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -156,6 +157,24 @@ class Workshop:
         except OSError as error:
             raise local_fault(error, f"making a file in {self.craft.scratch}") from error
 
+    def own_copy(self, file: BinaryIO, sha256: str) -> BinaryIO | None:
+        """Return a copy of a file that nobody else can write to, if its bytes have this sum.
+
+        Raises:
+            LocalFault: This machine cannot make one.
+        """
+        copy = self.scratch()
+        try:
+            file.seek(0)
+            shutil.copyfileobj(file, copy, _PIECE)
+            if _sum(copy)[0] == sha256:
+                return copy
+        except OSError as error:
+            copy.close()
+            raise local_fault(error, f"copying a file into {self.craft.scratch}") from error
+        copy.close()
+        return None
+
     async def cut_out(
         self,
         original: Opened,
@@ -247,16 +266,17 @@ class Workshop:
 
         Raises:
             NotDecoded: A source cannot be decoded.
-            TooLarge: It cannot be made as small as the recipe asks.
+            TooLarge: It cannot be made as small as the recipe asks, or takes too much memory.
             LocalFault: This machine cannot do it now.
         """
 
         def draw() -> Rendition:
             size = opened(sources.master, "PNG").size
-            need = budget.rendering(recipe, size, sources.form)
-            most = _ROOM * self.craft.limits.max_pixels
+            most = budget.most_of_rendering(self.craft.memory, size, sources.form)
+            need = min(most, budget.rendering(recipe, size, sources.form))
+            pixels = _ROOM * self.craft.limits.max_pixels
             with self._memory.taken(need), _drawable():
-                note = render.render(sources, recipe, into, most).note
+                note = render.render(sources, recipe, into, pixels, most).note
             return Rendition(*_sum(into), note)
 
         return await self._run(draw)

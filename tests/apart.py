@@ -28,8 +28,8 @@ _PR_SET_NO_NEW_PRIVS = 38
 _SECCOMP_MODE_FILTER = 2
 _SKIPPED = 77
 _NUMBERS: dict[str, dict[str, tuple[int, ...]]] = {
-    "x86_64": {"renameat2": (316,), "link": (86, 265), "fsync": (74,)},
-    "aarch64": {"renameat2": (276,), "link": (37,), "fsync": (82,)},
+    "x86_64": {"renameat2": (316,), "link": (86, 265), "fsync": (74,), "mkdir": (83, 258)},
+    "aarch64": {"renameat2": (276,), "link": (37,), "fsync": (82,), "mkdir": (34,)},
 }
 _DISK_EVENTS = frozenset(
     {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.utime", "os.chown", "os.chmod"}

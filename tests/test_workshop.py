@@ -1,7 +1,9 @@
 """Picture work runs side by side while memory allows, and each fault gets its blame."""
 
 import asyncio
+import hashlib
 import io
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from bgremover.core.errors import BrokenResult, DiskFull, Truncated, Vanished
+from bgremover.core.errors import BrokenResult, DiskFull, TooLarge, Truncated, Vanished
 from bgremover.core.recipe import recipe_of
 from bgremover.core.terms import OutputTerms
 from bgremover.studio.intake import Limits
@@ -245,6 +247,22 @@ def test_a_cut_out_is_made_anew_of_an_earlier_one(
     assert asyncio.run(work()) == size
 
 
+def test_a_copy_of_ones_own_has_the_bytes_that_were_asked_for_or_is_none(tmp_path: Path) -> None:
+    path, work = tmp_path / "earlier.png", shop(tmp_path)
+    path.write_bytes(result())
+    sha256 = hashlib.sha256(result()).hexdigest()
+    with path.open("rb") as file:
+        file.read(100)
+        copy = work.own_copy(file, sha256)
+        assert copy is not None
+        path.write_bytes(b"something else")
+        with copy:
+            copy.seek(0)
+            assert copy.read() == result()
+        assert work.own_copy(file, sha256) is None
+    assert os.listdir(tmp_path) == ["earlier.png"]
+
+
 def test_without_the_original_the_result_is_kept(tmp_path: Path) -> None:
     def gone() -> BinaryIO:
         raise Vanished("a.jpg is no longer there")
@@ -255,6 +273,29 @@ def test_without_the_original_the_result_is_kept(tmp_path: Path) -> None:
 def test_a_result_that_is_no_picture_is_broken(tmp_path: Path) -> None:
     with pytest.raises(BrokenResult):
         cut(tmp_path, opening(photo()), b"nothing")
+
+
+def drawn(tmp_path: Path, line: str, master: bytes) -> bytes:
+    into = io.BytesIO()
+    asyncio.run(shop(tmp_path).render(recipe_of(line), Sources(io.BytesIO(master)), into))
+    return into.getvalue()
+
+
+def test_a_rendition_that_takes_too_much_memory_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(TooLarge, match=r"huge would take 2,8.. MB .* pictures\.max_memory_mb"):
+        drawn(tmp_path, "huge size=10000x10000 format=avif", result())
+    assert drawn(tmp_path, "small size=10 format=avif", result())
+
+
+def test_it_is_the_memory_of_what_is_drawn_that_counts(tmp_path: Path) -> None:
+    """Of a picture that is next to empty little is left when all around the subject is cut off."""
+    image = Image.new("RGBA", (3000, 3000))
+    image.paste((200, 60, 40, 255), (100, 100, 200, 200))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    with pytest.raises(TooLarge, match="wide would take"):
+        drawn(tmp_path, "wide fill=40% format=avif", buffer.getvalue())
+    assert drawn(tmp_path, "wide fill=40% format=avif trim=true", buffer.getvalue())
 
 
 class Full(io.BytesIO):

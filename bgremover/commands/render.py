@@ -1,6 +1,7 @@
 """`render`: renditions of cut-outs that are there already, for nothing."""
 
 import asyncio
+import contextlib
 import fnmatch
 import os
 from collections.abc import Callable, Iterator
@@ -13,12 +14,12 @@ import click
 
 from bgremover.cli import Exit
 from bgremover.commands.common import settings_from
-from bgremover.core.errors import SetupError, Vanished, Withdrawn
+from bgremover.core.errors import BgremoverError, SetupError, Vanished, Withdrawn
 from bgremover.core.job import Job, Saved
 from bgremover.core.naming import counted, printable
 from bgremover.core.recipe import Recipe, target_of
 from bgremover.core.terms import FolderTerms
-from bgremover.edges.folders import Folders
+from bgremover.edges.folders import Folders, digest
 from bgremover.edges.inbox import Inbox
 from bgremover.edges.ledger import existing_ledger
 from bgremover.renditions import Renderer, recipes_of
@@ -55,7 +56,7 @@ def render(config: str | None, names: tuple[str, ...], *, missing: bool) -> Exit
             "[amazon, thumb], for all or in the .bgremover.yaml of a folder."
         )
     folders = open_folders(settings, inbox)
-    done = asyncio.run(_render(settings, folders, asked, missing=missing))
+    done = asyncio.run(_render(settings, inbox, folders, asked, missing=missing))
     return Exit.SOME_FAILED if missed else done
 
 
@@ -98,6 +99,7 @@ class _Tally:
 
 async def _render(
     settings: Settings,
+    inbox: Inbox,
     folders: Folders,
     asked: list[tuple[Job, FolderTerms]],
     *,
@@ -110,7 +112,7 @@ async def _render(
         recipes = () if notes else recipes_of(held.output.over(output_terms(settings)))
         if missing:
             recipes = tuple(_missing(settings, recipes, output))
-        made = await renderer.make(job, output, _original(settings, job), recipes)
+        made = await renderer.make(job, output, _original(inbox, folders, job), recipes)
         tally.cut_outs += 1
         tally.made += made.fresh
         tally.there += len(made.outputs) - made.fresh
@@ -129,21 +131,32 @@ def _missing(settings: Settings, recipes: tuple[Recipe, ...], output: str) -> It
             yield recipe
 
 
-def _original(settings: Settings, job: Job) -> Callable[[], AbstractContextManager[BinaryIO]]:
-    """Return what opens the original where it went, if the very file still lies there."""
-    folders = settings.folders
-    stays = isinstance(job.state, Saved) and job.state.left
-    root = folders.inbox if stays or settings.originals == "keep" else folders.archive
+def _original(
+    inbox: Inbox, folders: Folders, job: Job
+) -> Callable[[], AbstractContextManager[BinaryIO]]:
+    """Return what opens the very original, wherever it went: it is known by its bytes."""
 
     @contextmanager
     def opened() -> Iterator[BinaryIO]:
-        try:
-            file = (root / job.path).open("rb")
-        except OSError as error:
-            raise Vanished(f"the original {printable(job.path)} is gone") from error
+        sha256 = job.picture.sha256 if job.picture else ""
+        file = _in_inbox(inbox, job.path, sha256, job.identity.size)
+        file = file or folders.archived(job.path, sha256, job.identity.size)
+        if file is None:
+            name = printable(job.path)
+            raise Vanished(f"the original {name} is gone, is another file now, or may not be read")
         with file:
-            if os.fstat(file.fileno()).st_size != job.identity.size:
-                raise Vanished(f"{printable(job.path)} in {root} is another file now")
             yield file
 
     return opened
+
+
+def _in_inbox(inbox: Inbox, path: str, sha256: str, size: int) -> BinaryIO | None:
+    with contextlib.suppress(BgremoverError, OSError), contextlib.ExitStack() as stack:
+        file = stack.enter_context(inbox.open(path))
+        if os.fstat(file.fileno()).st_size != size:
+            return None
+        if digest(file) == sha256:
+            file.seek(0)
+            stack.pop_all()
+            return file
+    return None

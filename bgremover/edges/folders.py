@@ -48,6 +48,7 @@ _CANNOT = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _CANNOT_LINK = (*_CANNOT, errno.EPERM, errno.EMLINK)
 _SPARE_BYTES = 1_000_000
 _PIECE = 1 << 20
+_MOST_MISSING = 20  # names in a row that an archived original may have had and nothing has
 
 Holding = Callable[[str], AbstractContextManager[tuple[int, str]]]
 """Opens the folder that holds an original, following no link: its descriptor and the base name."""
@@ -65,6 +66,15 @@ def hidden_name(job_id: str, name: str) -> str:
     It tells what the original was called, for whoever finds it after the ledger was lost.
     """
     return next(candidates(f"{MARK}{job_id}~{name}"))
+
+
+def digest(file: BinaryIO) -> str:
+    """Return the SHA-256 of a whole file that is open for reading, hexadecimal."""
+    file.seek(0)
+    found = hashlib.sha256()
+    while piece := file.read(_PIECE):
+        found.update(piece)
+    return found.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,45 +206,50 @@ class Folders:
         Raises:
             LocalFault: It cannot be read, or the outbox is gone.
         """
-        path = os.path.join(self._roots.outbox, output)
-        with _blaming(f"reading {printable(path)}"):
-            try:
-                with _reading(_Spot(path)) as file:
-                    same_size = os.fstat(file.fileno()).st_size == size
-                    return same_size and hashlib.file_digest(file, "sha256").hexdigest() == sha256
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                if not os.path.isabs(output):
-                    # An outbox that is not mounted says nothing about what lies in it.
-                    os.stat(self._roots.outbox)
-                return False
+        file = self.cut_out(output, size)
+        if file is None:
+            return False
+        with _blaming(f"reading {printable(output)}"), file:
+            return digest(file) == sha256
 
-    def cut_out(self, output: str) -> BinaryIO | None:
-        """Open what lies under `output` in the outbox, for reading; None when nothing does.
+    def cut_out(self, output: str, size: int | None = None) -> BinaryIO | None:
+        """Open a cut-out for reading.
+
+        Args:
+            output: In the outbox; an absolute path stands for itself.
+            size: Its bytes, where they are known.
+
+        Returns:
+            None when nothing lies there, or nothing of this size.
 
         Raises:
-            LocalFault: It cannot be read.
+            LocalFault: It cannot be read, or the outbox is gone.
         """
         path = os.path.join(self._roots.outbox, output)
         with _blaming(f"reading {printable(path)}"):
             try:
-                return _reading(_Spot(path))
+                file = _reading(_Spot(path))
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                if not os.path.isabs(output):
+                    # An outbox that is not mounted says nothing about what lies in it.
+                    os.stat(self._roots.outbox)
                 return None
+            if size is None or _size(file) == size:
+                return file
+            file.close()
+        return None
 
-    def has(self, output: str, size: int) -> bool:
-        """Tell at a glance whether a file of this size lies under `output` in the outbox."""
-        try:
-            return os.stat(os.path.join(self._roots.outbox, output)).st_size == size
-        except OSError:
-            return False
-
-    def copy_into(self, source: str, output: str, job_id: str) -> None:
+    def copy_into(self, source: BinaryIO, output: str, job_id: str, sha256: str) -> bool:
         """Publish a copy of an earlier cut-out.
 
         Args:
-            source: In the outbox, or an absolute path.
-            output: The new name.
+            source: The earlier one, open for reading.
+            output: The new name, in the outbox.
             job_id: Whose it is.
+            sha256: Of the cut-out, hexadecimal.
+
+        Returns:
+            Whether it lies there; not when the earlier one is not what it was.
 
         Raises:
             NameTaken: Something else has the name.
@@ -244,22 +259,21 @@ class Folders:
         self._folder(self._roots.outbox, output)
         temp = self.temp(output, job_id)
         try:
-            if not self._copied_before(source, output, temp):
-                temp.keep()
-                self.publish(job_id, output)
+            there = _with_sum(_Spot(os.path.join(self._roots.outbox, output)), sha256)
+            if there is not None:  # an earlier run made the copy and was killed
+                there.close()
+                return True
+            with _blaming(f"saving {printable(temp.path)}"):
+                source.seek(0)
+                shutil.copyfileobj(source, temp.file, _PIECE)
+                # Of what was written: the earlier one may be written to at any moment.
+                if digest(temp.file) != sha256:
+                    return False
+            temp.keep()
+            self.publish(job_id, output)
         finally:
             temp.remove()
-
-    def _copied_before(self, source: str, output: str, temp: "Temp") -> bool:
-        """Copy into `temp`, unless an earlier run made the very copy and was killed."""
-        path, final = (os.path.join(self._roots.outbox, name) for name in (source, output))
-        with _blaming(f"reading {printable(source)}"):
-            with _reading(_Spot(path)) as file:
-                if _holds_copy(_Spot(final), file):
-                    return True
-            with _reading(_Spot(path)) as file, _blaming(f"saving {printable(temp.path)}"):
-                shutil.copyfileobj(file, temp.file, _PIECE)
-        return False
+        return True
 
     def discard_temp(self, output: str, job_id: str) -> None:
         """Remove what a job that came to another end may have left beside `output`.
@@ -287,6 +301,26 @@ class Folders:
                 with contextlib.suppress(NameTaken):
                     self._move(aside, self._roots.archive, wished)
                     return
+
+    def archived(self, path: str, sha256: str, size: int) -> BinaryIO | None:
+        """Open an original that was archived, for reading; None when it is not to be had.
+
+        It is known by its bytes: others of its name may lie beside it, and those that came before
+        it may have left the archive since.
+
+        Args:
+            path: Where in the inbox it lay.
+            sha256: Of the original, hexadecimal.
+            size: Its bytes.
+        """
+        missing = 0
+        for name in candidates(path):
+            spot = _Spot(os.path.join(self._roots.archive, name))
+            file = _with_sum(spot, sha256, size)
+            missing = 0 if os.path.lexists(spot.name) else missing + 1
+            if file is not None or missing > _MOST_MISSING:
+                return file
+        raise AssertionError("candidates are endless")
 
     def delete(self, path: str, identity: Identity, job_id: str) -> None:
         """Delete a finished original, as the configuration asks. Raises as `archive` does."""
@@ -764,6 +798,20 @@ def _holds_copy(spot: _Spot, original: BinaryIO) -> bool:
             return _size(copy) == _size(original) and _same_bytes(copy, original)
     except OSError:  # whatever it is, it is no copy
         return False
+
+
+def _with_sum(spot: _Spot, sha256: str, size: int | None = None) -> BinaryIO | None:
+    """Open a file, following no link, if its bytes have this sum."""
+    try:
+        file = _reading(spot, os.O_NOFOLLOW)
+    except OSError:  # whatever it is, it is not that
+        return None
+    with contextlib.suppress(OSError):
+        if size in (None, _size(file)) and digest(file) == sha256:
+            file.seek(0)
+            return file
+    file.close()
+    return None
 
 
 def _same_bytes(one: BinaryIO, other: BinaryIO) -> bool:

@@ -8,7 +8,7 @@ colours; what is above that are copies, turns and the decoders' own.
 import math
 from typing import Literal
 
-from bgremover.core.recipe import Recipe, plan
+from bgremover.core.recipe import PRESETS, Box, Recipe, Size, plan
 
 Work = Literal["look", "upload", "finish"]
 
@@ -49,17 +49,31 @@ def estimate(work: Work, form: str, pixels: int, result_pixels: int = 0) -> int:
 _WRITING = {"jpeg": 4, "png": 4, "tiff": 8, "webp": 15, "avif": 24}
 
 
-def rendering(recipe: Recipe, master: tuple[int, int], form: str = "") -> int:
+def rendering(recipe: Recipe, master: Size, form: str = "", subject: Box | None = None) -> int:
     """Return the bytes of memory that a rendition takes at most.
 
     Args:
         recipe: What is drawn.
         master: Width and height of the cut-out, in pixels.
         form: The format of the original, for recipes that show it.
+        subject: What of the cut-out is not transparent; where it is not known, as much as can be.
     """
     pixels = master[0] * master[1]
     shown = _DECODE.get(form, _UNKNOWN) * pixels if recipe.show == "original" else 0
-    # Without knowing the subject: as large as it can be.
-    canvas = math.prod(plan(recipe, master, None).canvas)
+    canvas = math.prod(plan(recipe, master, subject).canvas)
     drawn = _BITMAP * canvas + _WRITING[recipe.format] * canvas
     return _FIXED + 11 * pixels + shown + drawn
+
+
+def most_of_rendering(memory: int, master: Size, form: str = "") -> int:
+    """Return the bytes of memory that a rendition may take.
+
+    Whoever may drop images may write recipes. What a preset takes is no more than the picture
+    asks for, and pictures are worked on that take more than there is.
+
+    Args:
+        memory: How much all work on pictures may take.
+        master: Width and height of the cut-out, in pixels.
+        form: The format of the original.
+    """
+    return max(memory, *(rendering(preset, master, form) for preset in PRESETS.values()))

@@ -75,10 +75,13 @@ _PLAIN = {"L": "RGB", "LA": "RGBA", "CMYK": "RGB"}
 
 
 def _managed(image: Image.Image, profile: Profile) -> Image.Image:
-    if image.mode not in ("LA", "RGBA"):
+    if image.mode == "RGBA":  # in place, and alpha stays
+        ImageCms.applyTransform(image, _transform(profile, "RGBA", "RGBA"), inPlace=True)
+        return image
+    if image.mode != "LA":
         return _converted(image, profile, image.mode)
     alpha = image.getchannel("A")
-    colours = _converted(image.convert(image.mode[:-1]), profile, image.mode[:-1])
+    colours = _converted(image.convert("L"), profile, "L")
     colours.putalpha(alpha)
     return colours
 
@@ -98,8 +101,8 @@ def _converted(colours: Image.Image, profile: Profile, mode: str) -> Image.Image
     return result
 
 
-def _transform(profile: Profile, mode: str) -> ImageCms.ImageCmsTransform:
-    return ImageCms.buildTransform(profile, srgb(), mode, "RGB", _INTENT, _FLAGS)
+def _transform(profile: Profile, mode: str, into: str = "RGB") -> ImageCms.ImageCmsTransform:
+    return ImageCms.buildTransform(profile, srgb(), mode, into, _INTENT, _FLAGS)
 
 
 @cache

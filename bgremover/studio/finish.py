@@ -159,18 +159,32 @@ def anew(
         options: How.
 
     Raises:
-        NotDecoded: A file cannot be decoded.
+        NotDecoded: The cut-out cannot be decoded.
         LocalFault: This machine cannot read the files now, or has not the memory.
     """
-    picture = None if original is None else upright(original, form)
+    picture, told = _compared(original, form)
     kept = {} if picture is None else kept_of(picture, options.metadata)
     cut = _with_alpha(upright(earlier, "PNG"))
     icc = cut.info.get("icc_profile")
     cut, profile = _as_rgb(cut, convert=options.metadata == "strip")
-    matches = _matches(picture, colour.to_srgb(cut)) if picture is not None else None
+    # A small copy is converted: what is written keeps its colours.
+    matches = None if picture is None else _matches(picture, colour.to_srgb(_reduced(cut)))
     stats = _measured(picture.size if picture is not None else cut.size, cut, matches=matches)
     save_png(cut, into, kept, icc if profile else None)
-    return Finished(cut.width, cut.height, stats, _notes(stats))
+    return Finished(cut.width, cut.height, stats, (*told, *_notes(stats)))
+
+
+def _compared(original: BinaryIO | None, form: str) -> tuple[Image.Image | None, tuple[str, ...]]:
+    """Return the original, for comparing, where there is one that can be decoded; and what to know.
+
+    `finish` took one that cannot be decoded, too.
+    """
+    if original is None:
+        return None, ()
+    try:
+        return upright(original, form), ()
+    except NotDecoded as error:
+        return None, (f"the original cannot be decoded ({error}): none of its metadata are kept",)
 
 
 def _without_original(result: BinaryIO, into: BinaryIO, note: str) -> Finished:

@@ -11,7 +11,7 @@ from PIL import Image, ImageChops, ImageFilter
 
 from bgremover.core.errors import TooLarge
 from bgremover.core.recipe import MAX_SIDE, Plan, Recipe, Size, plan
-from bgremover.studio import colour
+from bgremover.studio import budget, colour
 from bgremover.studio.finish import packing
 from bgremover.studio.metadata import kept_of
 from bgremover.studio.opening import NotDecoded, opened, upright, working
@@ -59,7 +59,11 @@ class Rendered:
 
 @working("drawing a rendition")
 def render(
-    sources: Sources, recipe: Recipe, into: BinaryIO, most_pixels: int = MAX_SIDE**2
+    sources: Sources,
+    recipe: Recipe,
+    into: BinaryIO,
+    most_pixels: int = MAX_SIDE**2,
+    most_bytes: float = math.inf,
 ) -> Rendered:
     """Draw a rendition.
 
@@ -68,11 +72,12 @@ def render(
         recipe: What is wanted.
         into: Where to; empty, open for writing.
         most_pixels: Of a rendition whose recipe does not say how large it is.
+        most_bytes: Of memory that it may take.
 
     Raises:
         NotDecoded: The cut-out, the original or the background cannot be decoded.
         TooLarge: The file cannot be made as small as `max_bytes`; or margins and fill make more
-            pixels of it than it may have.
+            pixels of it than it may have; or it takes more memory than it may.
         LocalFault: This machine cannot read the files now, or has not the memory.
     """
     master = upright(sources.master, "PNG")
@@ -81,6 +86,12 @@ def render(
     subject = cut.getchannel("A").point(_SEEN).getbbox()
     layout = plan(recipe, cut.size, subject)
     _check_room(recipe, layout.canvas, most_pixels)
+    need = budget.rendering(recipe, cut.size, sources.form, subject)
+    if need > most_bytes:
+        raise TooLarge(
+            f"{recipe.name} would take {need / 1e6:,.0f} MB of memory. Make it smaller, or raise "
+            "pictures.max_memory_mb"
+        )
     image = _drawn(sources, recipe, cut, layout)
     if recipe.iptc and sources.original is not None:
         options |= _iptc(sources.original, sources.form)

@@ -366,6 +366,27 @@ def test_a_cut_out_of_unknown_making_counts_as_what_the_configuration_says(
     assert len(sandbox.state.payments) == 1
 
 
+@pytest.mark.parametrize("terms", ["{metadata: safe}", "{metadata: strip}"])
+def test_a_cut_out_that_was_written_over_serves_nobody(
+    tmp_path: Path, sandbox: RunningSandbox, terms: str
+) -> None:
+    site = site_of(tmp_path, sandbox)
+    for name in ("a.bmp", "b.bmp"):
+        site.drop(name, scene())
+        assert site.command("once").returncode == 0
+    whole = saved(site, "a.png")
+    # The newest one is tried first. Of the same size: only its bytes tell.
+    content = (site.outbox / "b.png").read_bytes()
+    (site.outbox / "b.png").write_bytes(content[::-1])
+    own(site, "web", f"output: {terms}")
+    site.drop("web/c.bmp", scene())
+    done = site.command("once")
+    assert done.returncode == 0, done.stderr
+    assert site.files(site.outbox) == {"a.png", "b.png", "web/c.png"}
+    assert ImageChops.difference(saved(site, "web/c.png"), whole).getbbox(alpha_only=False) is None
+    assert len(sandbox.state.payments) == 1
+
+
 # --- names that would hold up everybody -----------------------------------------------------
 
 
@@ -399,6 +420,30 @@ def test_a_rendition_that_cannot_be_stops_nothing(
 # --- render ---------------------------------------------------------------------------------
 
 
+def test_render_shows_the_very_original_or_none(tmp_path: Path, sandbox: RunningSandbox) -> None:
+    site = site_of(tmp_path, sandbox)
+    own(site, "keep", "originals: keep")
+    shown = Image.open(io.BytesIO(scene(0))), Image.open(io.BytesIO(scene(9)))
+    site.drop("a.bmp", scene(0))
+    assert site.command("once").returncode == 0
+    for number, name in ((9, "a.bmp"), (0, "keep/a.bmp"), (9, "keep/b.bmp")):
+        site.drop(name, scene(number))
+    assert site.command("once").returncode == 0
+    own(site, ".", "output: {renditions: ['crop format=png quality=90 trim=false']}")
+    # Of the same size, under the same name: another picture, and one that is not to be read.
+    site.drop("keep/a.bmp", scene(9))
+    (site.root / "elsewhere.bmp").write_bytes(scene(9))
+    (site.inbox / "keep/b.bmp").unlink()
+    (site.inbox / "keep/b.bmp").symlink_to(site.root / "elsewhere.bmp")
+    done = site.command("render")
+    assert done.returncode == 1
+    assert done.stdout == "2 renditions made of 4 cut-outs. Nothing was sent.\n"
+    for name in ("keep/a.bmp", "keep/b.bmp"):
+        assert f"no renditions: the original {name} is gone, is another file now" in done.stderr
+    for name, picture in zip(("a-crop.png", "a-2-crop.png"), shown, strict=True):
+        assert ImageChops.difference(saved(site, name), picture).getbbox() is None
+
+
 def test_render_makes_what_each_folder_asks_for_now(
     tmp_path: Path, sandbox: RunningSandbox
 ) -> None:
@@ -423,3 +468,23 @@ def test_render_makes_what_each_folder_asks_for_now(
     assert site.files(site.outbox) == made | rendered
     assert "1 cut-out, 2 there already" in site.command("render", "web/*").stdout
     assert len(sandbox.state.payments) == 4
+
+
+def test_what_met_a_free_failure_waits_too_while_its_folder_is_wrong(
+    tmp_path: Path, sandbox: RunningSandbox
+) -> None:
+    site = site_of(tmp_path, sandbox)
+    busy = [{"status": 503, "headers": {"Retry-After": "3"}}]
+    httpx.post(f"{sandbox.url}/sandbox/script", params={"target": "post"}, json=busy)
+    with site.running() as daemon:
+        daemon.until_event("daemon.ready")
+        site.drop("web/a.jpg", scene(1, "JPEG"))
+        daemon.until_event("image.deferred")
+        own(site, "web", "output: {resolution: huge}")
+        nothing = {"waiting": 0, "in_flight": 0, "deferred": 0, "held": 1}
+        until(lambda: json.loads(site.command("status", "--json").stdout)["queue"] == nothing)
+        assert sandbox.state.payments == []
+        own(site, "web", "output: {resolution: result}")
+        daemon.until_event("image.saved")
+        assert daemon.end() == 0
+    assert len(sandbox.state.payments) == 1

@@ -91,6 +91,66 @@ def test_what_shares_the_name_of_a_cut_out_is_named_and_not_guessed(
     assert "  a.jpg\n  a.png\n" in done.stdout
 
 
+def wreck(site: Site) -> None:
+    (site.state / "ledger.sqlite3").write_bytes(b"all gone" * 1000)
+
+
+@pytest.mark.parametrize(("given", "own"), [("archive", "keep"), ("keep", "delete")])
+def test_what_stays_in_the_inbox_is_found_whoever_asked_for_it(
+    tmp_path: Path, sandbox: RunningSandbox, given: str, own: str
+) -> None:
+    site = Site(tmp_path, sandbox.url, originals=given)
+    site.drop("own/.bgremover.yaml", f"originals: {own}".encode())
+    site.drop("own/a.jpg", photo(1))
+    site.drop("b.jpg", photo(2))
+    assert site.command("once").returncode == 0
+    made, stays = site.files(site.outbox), "own/a.jpg" if own == "keep" else "b.jpg"
+    assert site.files(site.inbox) == {"own/.bgremover.yaml", stays}
+    wreck(site)
+    done = site.command("rebuild")
+    found = len(site.files(site.inbox) | site.files(site.archive)) - 1
+    assert f"Found in the folders: {found} more image" in done.stdout
+    assert "Lying in the inbox" not in done.stdout
+    with site.running() as daemon:
+        site.drop("again.jpg", photo(1 if own == "keep" else 2))
+        daemon.until_event("image.reused")
+        assert daemon.end() == 0
+        assert {line["file"] for line in daemon.events("image.claimed")} == {"again.jpg"}
+    assert site.files(site.outbox) == made | {"again.png"}
+    assert len(sandbox.state.payments) == 2
+
+
+def test_what_stays_and_cannot_be_paired_is_named(tmp_path: Path, sandbox: RunningSandbox) -> None:
+    site = Site(tmp_path, sandbox.url)
+    site.drop("keep/.bgremover.yaml", b"originals: keep")
+    for number, name in enumerate(("keep/same.jpg", "keep/other.jpg", "left.jpg", "gone.jpg")):
+        site.drop(name, photo(number))
+    assert site.command("once").returncode == 0
+    # One was written to since; one had to stay; one is a new picture under an old name.
+    site.drop("keep/other.jpg", photo(10))
+    (site.archive / "left.jpg").rename(site.inbox / "left.jpg")
+    site.drop("gone.jpg", photo(11))
+    site.drop("new.jpg", photo(12))
+    wreck(site)
+    done = site.command("rebuild")
+    assert done.returncode == 0, done.stderr
+    assert "Found in the folders: 2 more images" in done.stdout
+    head, named = done.stdout.split("Lying in the inbox with a cut-out of their name")
+    assert "2 originals; where it is their own, take them out before the next run" in named
+    assert named.splitlines()[1:] == ["  keep/other.jpg", "  left.jpg"]
+    assert "Sharing" not in head
+
+
+def test_without_its_inbox_nothing_is_rebuilt(site: Site) -> None:
+    wreck(site)
+    site.inbox.rename(site.root / "unmounted")
+    done = site.command("rebuild")
+    assert done.returncode == 69, done.stderr
+    assert str(site.inbox) in done.stderr
+    assert (site.state / "ledger.sqlite3").read_bytes() == b"all gone" * 1000
+    assert list(site.state.glob("damaged-*")) == []
+
+
 def test_damage_that_shows_only_at_recovery_is_told_with_its_remedy(site: Site) -> None:
     """A page of an index is gone, the head of the file is sound: nothing shows at the opening."""
     path = site.state / "ledger.sqlite3"

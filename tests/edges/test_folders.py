@@ -358,8 +358,6 @@ def test_a_cut_out_is_published(place: Place, output: str) -> None:
     assert place.publish(output)
     assert files(place.outbox) == {output: CUT_OUT}
     assert place.folders.taken(output)
-    assert place.folders.has(output, len(CUT_OUT))
-    assert not place.folders.has(output, len(CUT_OUT) + 1)
 
 
 def test_publishing_again_finds_nothing(place: Place) -> None:
@@ -435,11 +433,34 @@ def test_an_unreadable_cut_out_is_not_taken_for_missing(common: Path) -> None:
     apart(piece, uid=NOBODY)
 
 
+def copy(place: Place, source: str, output: str, data: bytes = CUT_OUT) -> bool:
+    file = place.folders.cut_out(source)
+    assert file is not None
+    with file:
+        return place.folders.copy_into(file, output, JOB, digest(data))
+
+
+def test_a_cut_out_is_opened_if_it_is_there(place: Place, tmp_path: Path) -> None:
+    place.publish("a.png")
+    (place.outbox / "folder.png").mkdir()
+    for source in ("a.png", str(place.outbox / "a.png")):
+        file = place.folders.cut_out(source, len(CUT_OUT))
+        assert file is not None
+        with file:
+            assert file.read() == CUT_OUT
+    assert place.folders.cut_out("a.png", len(CUT_OUT) + 1) is None
+    for source in ("gone.png", "folder.png", "a.png/b.png", str(tmp_path / "elsewhere" / "a.png")):
+        assert place.folders.cut_out(source) is None
+    place.outbox.rename(place.outbox.with_name("unmounted"))
+    with pytest.raises(FolderLost):
+        place.folders.cut_out("a.png")
+
+
 def test_a_cut_out_is_copied(place: Place, tmp_path: Path) -> None:
     place.publish("a.png")
     (tmp_path / "far.png").write_bytes(b"from elsewhere")
-    place.folders.copy_into("a.png", "shoes/b.png", JOB)
-    place.folders.copy_into(str(tmp_path / "far.png"), "c.png", JOB)
+    assert copy(place, "a.png", "shoes/b.png")
+    assert copy(place, str(tmp_path / "far.png"), "c.png", b"from elsewhere")
     assert files(place.outbox) == {
         "a.png": CUT_OUT,
         "shoes/b.png": CUT_OUT,
@@ -451,10 +472,25 @@ def test_a_copy_overwrites_nothing_and_leaves_nothing(place: Place) -> None:
     place.publish("a.png")
     place.publish("b.png", b"another")
     with pytest.raises(NameTaken):
-        place.folders.copy_into("a.png", "b.png", JOB)
-    with pytest.raises(FolderLost):
-        place.folders.copy_into("gone.png", "c.png", JOB)
+        copy(place, "a.png", "b.png")
     assert files(place.outbox) == {"a.png": CUT_OUT, "b.png": b"another"}
+
+
+def test_what_is_not_what_it_was_is_not_copied(place: Place) -> None:
+    place.publish("a.png")
+    file = place.folders.cut_out("a.png", len(CUT_OUT))
+    assert file is not None
+    with file:
+        (place.outbox / "a.png").write_bytes(CUT_OUT[::-1])
+        assert not place.folders.copy_into(file, "b.png", JOB, digest(CUT_OUT))
+    assert files(place.outbox) == {"a.png": CUT_OUT[::-1]}
+
+
+def test_a_copy_of_an_earlier_run_will_do_whatever_became_of_its_source(place: Place) -> None:
+    place.publish("a.png", b"written over since")
+    place.publish("b.png")
+    assert copy(place, "a.png", "b.png")
+    assert files(place.outbox) == {"a.png": b"written over since", "b.png": CUT_OUT}
 
 
 @pytest.mark.parametrize("room", [0, 4096, 40_000])
@@ -465,7 +501,7 @@ def test_a_copy_onto_a_full_disk_leaves_nothing(tmp_path: Path, room: int) -> No
     def piece() -> None:
         filled(place.outbox, spare=room)
         with pytest.raises(DiskFull):
-            place.folders.copy_into(str(tmp_path / "a.png"), "b.png", JOB)
+            copy(place, str(tmp_path / "a.png"), "b.png", b"x" * 50_000)
         assert os.listdir(place.outbox) == ["filling"]
 
     apart(piece, mounts={place.outbox: "size=1m"})
@@ -554,7 +590,7 @@ def test_a_name_in_the_way_of_a_folder_stops_one_image_and_not_the_line(
     with pytest.raises(Blocked, match=r"shoes\.png must be a folder"):
         place.folders.check_room(output, 1000)
     with pytest.raises(Blocked):
-        place.folders.copy_into("source.png", output, JOB)
+        copy(place, "source.png", output)
     with pytest.raises(FolderLost, match=r"shoes\.png must be a folder"):
         place.folders.temp(output, JOB)
 
@@ -815,6 +851,37 @@ def test_the_same_bytes_under_a_taken_name_are_kept_twice(anywhere: Place) -> No
     assert files(anywhere.archive) == {"a.jpg": DATA, "a-2.jpg": DATA}
 
 
+def found(place: Place, data: bytes, size: int | None = None) -> bytes | None:
+    file = place.folders.archived("shoes/a.jpg", digest(data), size or len(data))
+    if file is None:
+        return None
+    with file:
+        return file.read()
+
+
+def test_an_archived_original_is_found_by_its_bytes(place: Place) -> None:
+    versions = [bytes([number]) * 5000 for number in range(3)]
+    for data in versions:
+        archive(place, "shoes/a.jpg", place.drop("shoes/a.jpg", data))
+    assert [found(place, data) for data in versions] == versions
+    (place.archive / "shoes" / "a.jpg").unlink()  # too old to be kept
+    (place.archive / "shoes" / "a-2.jpg").write_bytes(DATA)
+    assert [found(place, data) for data in versions] == [None, None, versions[2]]
+    assert found(place, versions[2], 4999) is None
+
+
+def test_an_archived_original_is_found_behind_no_link_and_no_fifo(
+    place: Place, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere.jpg").write_bytes(DATA)
+    (place.archive / "shoes").mkdir()
+    (place.archive / "shoes" / "a.jpg").symlink_to(tmp_path / "elsewhere.jpg")
+    a_fifo(place.archive / "shoes" / "a-2.jpg")
+    a_folder(place.archive / "shoes" / "a-3.jpg")
+    assert found(place, DATA) is None
+    assert found(place, b"") is None
+
+
 def test_the_times_of_an_original_are_kept(anywhere: Place) -> None:
     identity = anywhere.drop("a.jpg")
     os.chmod(anywhere.inbox / "a.jpg", 0o640)
@@ -1010,7 +1077,7 @@ def publish_temp(place: Place, name: str) -> None:
 
 
 def publish_copy(place: Place, name: str) -> None:
-    place.folders.copy_into("source.png", name, JOB)
+    copy(place, "source.png", name)
 
 
 @pytest.mark.parametrize("means", MEANS.values(), ids=MEANS)

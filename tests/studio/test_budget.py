@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bgremover.core.recipe import recipe_of
-from bgremover.studio.budget import Work, estimate, rendering
+from bgremover.core.recipe import PRESETS, recipe_of
+from bgremover.studio.budget import Work, estimate, most_of_rendering, rendering
+from tests.studio.profiles import P3, rgb_profile
 from tests.studio.scenes import encoded, heic, scene
 
 SIDE = (3000, 2000)
@@ -58,7 +59,9 @@ def growth(work: str, form: str, size: tuple[int, int], files: tuple[Path, Path]
     return int(run.stdout)
 
 
-def written(folder: Path, form: str, size: tuple[int, int]) -> tuple[Path, Path]:
+def written(
+    folder: Path, form: str, size: tuple[int, int], profile: bytes | None = None
+) -> tuple[Path, Path]:
     given = scene((600, 400))
     photo = given.photo.resize(size, Image.Resampling.BICUBIC)
     original, result = folder / form, folder / "result"
@@ -67,9 +70,9 @@ def written(folder: Path, form: str, size: tuple[int, int]) -> tuple[Path, Path]
     else:
         plain = photo.quantize(64) if form == "GIF" else photo
         options = {"progressive": True, "subsampling": 0} if form == "JPEG" else {}
-        original.write_bytes(encoded(plain, form, **options))
+        original.write_bytes(encoded(plain, form, icc_profile=profile, **options))
     photo.putalpha(given.alpha.resize(size))
-    photo.save(result, "PNG", compress_level=1)
+    photo.save(result, "PNG", compress_level=1, icc_profile=profile)
     return original, result
 
 
@@ -98,6 +101,16 @@ def test_a_rendition_stays_within_its_estimate(line: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("work", ["finish", "webp"])
+def test_wide_colours_take_no_more(work: str, tmp_path: Path) -> None:
+    plain, wide = (
+        growth(work, "JPEG", SIDE, written(tmp_path, "JPEG", SIDE, profile))
+        for profile in (None, rgb_profile(P3, 2.2))
+    )
+    assert wide < plain + PIXELS
+
+
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_sixty_megapixels_take_less_than_a_nas_has(tmp_path: Path) -> None:
     files = written(tmp_path, "JPEG", LARGE)
@@ -111,6 +124,47 @@ def test_sixty_megapixels_take_less_than_a_nas_has(tmp_path: Path) -> None:
 def test_two_large_jobs_do_not_fit_into_the_default_budget() -> None:
     one = estimate("finish", "JPEG", 60_000_000, 60_000_000)
     assert one < 1_000_000_000 < 2 * one
+
+
+CAMERAS = [(6000, 4000), (8192, 5464), (9504, 6336), (11648, 8736)]
+"""24, 45, 60 and 102 megapixels."""
+
+
+@pytest.mark.parametrize("size", CAMERAS)
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_made_of_any_picture(name: str, size: tuple[int, int]) -> None:
+    for form in (*FORMS, ""):
+        most = most_of_rendering(1_000_000_000, size, form)
+        assert rendering(PRESETS[name], size, form) <= most
+
+
+@pytest.mark.parametrize(
+    ("line", "size", "room"),
+    [
+        ("a size=10000x10000 format=avif", (96, 72), False),
+        ("a size=10000x10000 format=webp", (96, 72), False),
+        ("a size=16000 format=png", (96, 72), False),
+        ("a size=10000x10000 format=avif", CAMERAS[-1], False),
+        ("a size=6000 format=avif", CAMERAS[0], False),
+        ("a size=4000 format=avif", CAMERAS[0], True),
+        ("a size=6000 format=png", CAMERAS[0], True),
+        ("a format=avif", CAMERAS[0], True),
+        ("a format=tiff", CAMERAS[-1], True),
+        ("a format=avif", CAMERAS[-1], False),
+        ("a fill=85% background=white name={stem}.jpg", CAMERAS[-1], True),
+    ],
+)
+def test_a_recipe_may_take_what_there_is_or_what_a_preset_takes(
+    line: str, size: tuple[int, int], room: bool
+) -> None:
+    most = most_of_rendering(1_000_000_000, size, "JPEG")
+    assert (rendering(recipe_of(line), size, "JPEG") <= most) is room
+
+
+def test_what_is_cut_off_takes_no_memory() -> None:
+    recipe = recipe_of("a trim=true format=avif")
+    whole = rendering(recipe, CAMERAS[1], "")
+    assert rendering(recipe, CAMERAS[1], "", (0, 0, 4000, 2000)) < whole / 2
 
 
 def test_a_format_that_is_not_known_is_taken_for_the_heaviest() -> None:

@@ -130,7 +130,7 @@ def test_written_anew_it_has_the_same_pixels_and_other_metadata(policy: Policy, 
     told = anew(io.BytesIO(photo), "PNG", earlier, into, Options(policy))
     image = Image.open(into)
     shown = to_srgb(first)  # a wide profile is kept, and the pixels with it
-    assert furthest(to_srgb(image), shown) == 0
+    assert furthest(to_srgb(image.copy()), shown) == 0
     assert ("icc_profile" in image.info) is wide
     kept = {"keep": {"Anna", "X100"}, "safe": {"Anna"}, "strip": set()}[policy]
     assert {value for value in image.getexif().values() if isinstance(value, str)} == kept
@@ -155,6 +155,17 @@ def test_written_anew_without_its_original_it_has_no_metadata() -> None:
     anew(None, "", earlier, into, Options("keep"))
     assert dict(Image.open(into).getexif()) == {}
     assert furthest(Image.open(into), Image.open(earlier)) == 0
+
+
+def test_written_anew_beside_an_original_that_cannot_be_decoded_it_keeps_its_pixels() -> None:
+    into = io.BytesIO()
+    broken = io.BytesIO(PHOTO[: len(PHOTO) // 2])
+    told = anew(broken, "PNG", io.BytesIO(RESULT), into, Options())
+    assert furthest(Image.open(into), Image.open(io.BytesIO(RESULT))) == 0
+    assert told.stats.matches is None
+    assert "the original cannot be decoded" in told.notes[0]
+    with pytest.raises(NotDecoded):
+        anew(io.BytesIO(PHOTO), "PNG", io.BytesIO(RESULT[: len(RESULT) // 2]), into, Options())
 
 
 def test_the_result_is_kept_as_it_came_when_asked() -> None:
