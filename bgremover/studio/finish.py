@@ -315,7 +315,8 @@ def _hides(tile: Image.Image) -> bool:
 def _measured(size: tuple[int, int], cut: Image.Image, *, matches: bool | None) -> Measured:
     alpha = cut.getchannel("A")
     small = _reduced(alpha)
-    rows = [small.crop((0, y, small.width, y + 1)).tobytes() for y in range(small.height)]
+    data, across = small.tobytes(), small.width
+    rows = [data[start : start + across] for start in range(0, len(data), across)]
     wide, high = alpha.size
     edges = ((0, 0, wide, 1), (wide - 1, 0, wide, high), (0, high - 1, wide, high), (0, 0, 1, high))
     top, right, bottom, left = (_share(alpha.crop(box).point(_IS_KEPT)) for box in edges)
