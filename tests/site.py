@@ -90,9 +90,6 @@ class Site:
 
     def __init__(self, root: Path, url: str, **settings: Any) -> None:  # noqa: ANN401 - YAML
         self.root = root
-        self.covered = True
-        """Whether its processes tell what they have run: who is killed cannot, and who is traced
-        takes much longer for it."""
         self.config = root / "config.yaml"
         self.inbox, self.outbox, self.quarantine, self.archive, self.state = (
             root / name for name in ("inbox", "outbox", "quarantine", "archive", "state")
@@ -119,7 +116,7 @@ class Site:
     @property
     def environment(self) -> dict[str, str]:
         """What the program sees."""
-        wanted = ("COVERAGE", "PYTHONPATH") if self.covered else ("PYTHONPATH",)
+        wanted = ("COVERAGE", "PYTHONPATH")
         kept = {name: value for name, value in os.environ.items() if name.startswith(wanted)}
         path = os.environ["PATH"]
         return {"PATH": path, "HOME": str(self.root), "IDEOGRAM_API_KEY": KEY, "TZ": "UTC", **kept}

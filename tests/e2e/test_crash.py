@@ -94,7 +94,6 @@ def storm(tmp_path: Path, files: int) -> Iterator[tuple[Site, RunningSandbox, li
     options = SandboxOptions(key=KEY, latency_seconds=0.1, fixed_result=True)
     with RunningSandbox(options) as sandbox:
         site = Site(tmp_path, sandbox.url, queue={"workers": WORKERS})
-        site.covered = False
         dropped = []
         for number in range(files):
             data = photo(number)
@@ -171,7 +170,6 @@ def kill_at_each(
         while True:
             with RunningSandbox(SandboxOptions(key=KEY, fixed_result=True)) as sandbox:
                 site = Site(tmp_path / f"{syscall}-{number}", sandbox.url, output=output)
-                site.covered = False
                 data = photo(number)
                 site.drop("one.jpg", data)
                 code = kill_at(site, syscall, number)

@@ -116,7 +116,8 @@ def test_pictures_that_wait_for_their_turn_do_not_hang(
                 waits = parts.dispatcher.observed.under_way.values()
                 end = parts.clock.steady() + 0.7
                 await until_async(lambda: parts.clock.steady() > end)
-                assert [one.phase for one in waits] == ["inspect", "inspect"]
+                assert [one.phase for one in waits] == ["inspect"] * len(waits)
+                assert len(waits) > 1
                 assert impatient.ailments() == []
             await until_async(lambda: len(site.files(site.outbox)) == 6)
 
