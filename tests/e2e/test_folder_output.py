@@ -24,7 +24,7 @@ from bgremover.sandbox.server import RunningSandbox
 from tests.fakes import NOON, a_job, an_attempt
 from tests.site import KEY, Site, photo, until
 
-SIZE = (1200, 900)
+SIZE = (600, 450)
 ARTIST, GPS = 0x013B, 0x8825
 
 
@@ -37,25 +37,25 @@ def sandbox() -> Iterator[RunningSandbox]:
 def site_of(tmp_path: Path, sandbox: RunningSandbox, **settings: Any) -> Site:  # noqa: ANN401 - YAML
     """A site whose uploads are smaller than their originals, and so are the results."""
     output = {"resolution": "original", "review": "warn", **settings.pop("output", {})}
-    return Site(tmp_path, sandbox.url, output=output, api={"max_upload_mb": 0.05}, **settings)
+    return Site(tmp_path, sandbox.url, output=output, api={"max_upload_mb": 0.025}, **settings)
 
 
-GRAIN = Image.effect_noise((300, 300), 90).convert("RGB")  # no file of it is small
+GRAIN = Image.effect_noise((200, 200), 90).convert("RGB")  # no file of it is small
 
 
 def scene(number: int = 0, kind: str = "BMP", **options: Any) -> bytes:  # noqa: ANN401 - Pillow's
     image = Image.new("RGB", SIZE, "white")
     draw = ImageDraw.Draw(image)
-    draw.ellipse((300, 100, 900, 800), fill=(180, 60, 40))
-    image.paste(GRAIN, (450, 300))
-    draw.rectangle((500, 300, 700, 320 + 10 * number), fill=(20, 20, 120))
+    draw.ellipse((150, 50, 450, 400), fill=(180, 60, 40))
+    image.paste(GRAIN, (200, 130))
+    draw.rectangle((250, 150, 350, 160 + 5 * number), fill=(20, 20, 120))
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 TINY = Image.new("RGB", SIZE, "white")
-ImageDraw.Draw(TINY).ellipse((590, 440, 610, 460), fill=(180, 60, 40))
+ImageDraw.Draw(TINY).ellipse((295, 220, 305, 230), fill=(180, 60, 40))
 
 
 def tiny() -> bytes:
