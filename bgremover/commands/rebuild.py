@@ -137,7 +137,7 @@ def _archived(settings: Settings) -> list[str]:
         os.path.relpath(os.path.join(folder, name), root)
         for folder, _, names in os.walk(root)
         for name in names
-        if not name.startswith(".")
+        if not name.startswith(".") and os.path.isfile(os.path.join(folder, name))
     )
     return sorted(found)
 
