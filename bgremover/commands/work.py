@@ -179,6 +179,7 @@ class Outcome:
     reused: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    held: int = 0
     pause: str | None = None
     usd: float = 0.0
 
@@ -204,7 +205,7 @@ class Outcome:
     def remaining(self) -> int:
         """How many images still lie where they were."""
         done = self.saved + self.reused + len(self.failed)
-        return max(0, self.total - done) if self.stopped else len(self.left)
+        return max(0, self.total - done) if self.stopped else len(self.left) + self.held
 
     @property
     def code(self) -> Exit:
@@ -213,7 +214,7 @@ class Outcome:
             return Exit.INTERRUPTED
         if self.pause is not None:
             return Exit.UNAVAILABLE
-        return Exit.SOME_FAILED if self.failed or self.left else Exit.DONE
+        return Exit.SOME_FAILED if self.failed or self.left or self.held else Exit.DONE
 
 
 def _once(settings: Settings, works: list[Work], key: KeySource, *, ask: bool) -> int:
@@ -240,6 +241,7 @@ def _once(settings: Settings, works: list[Work], key: KeySource, *, ask: bool) -
 
 def _take_end(outcome: Outcome, parts: Parts) -> None:
     outcome.left += parts.intake.left
+    outcome.held += parts.intake.held
     pause = parts.dispatcher.line.pause
     if pause is not None:
         outcome.pause = f"{pause.reason.replace('_', ' ')}: {pause.detail}"
@@ -255,6 +257,9 @@ def tell(outcome: Outcome) -> None:
         click.echo(f"  failed  {printable(path)}: {code}")
     for path in () if outcome.stopped else outcome.left:
         click.echo(f"  left    {printable(path)}: not whole yet")
+    if outcome.held:
+        held = counted(outcome.held, "file")
+        click.echo(f"  held    {held}, until the .bgremover.yaml that the log names is mended")
     if outcome.interrupted:
         click.echo(
             "Interrupted, the rest stays where it is; the next run goes on from here. A call that "

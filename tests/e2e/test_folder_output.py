@@ -101,7 +101,9 @@ def test_each_folder_gets_what_it_asks_for_and_a_wrong_one_holds_itself_alone(
     site.drop("tiny.png", tiny())
     site.drop("checked/tiny.png", tiny())
     done = site.command("once")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
+    assert "0 failed, 1 left." in done.stdout
+    assert "held    1 file, until the .bgremover.yaml that the log names is mended" in done.stdout
     assert "bad/.bgremover.yaml" in done.stderr
     assert "a folder cannot name an image as its background" in done.stderr
     assert site.files(site.outbox) == {
