@@ -6,9 +6,9 @@ import errno
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from bgremover.core.errors import Blocked, FileFault, LocalFault, Withdrawn
+from bgremover.core.errors import Blocked, DiskFailed, FileFault, LocalFault, Withdrawn
 from bgremover.core.job import Job
-from bgremover.core.naming import candidates
+from bgremover.core.naming import candidates, printable
 from bgremover.core.recipe import Recipe, recipe_of, target_of
 from bgremover.core.terms import OutputTerms
 from bgremover.edges.folders import Folders, NameTaken, Temp
@@ -154,9 +154,13 @@ class Renderer:
     def _publish(self, drawn: _Drawn) -> tuple[str, bool]:
         """Return where a rendition lies, and whether it did not lie there already."""
         for name in candidates(drawn.target, self._folders.longest_name()):
+            taken = True
             with contextlib.suppress(NameTaken):
-                self._folders.publish(drawn.owner, name)
-                return name, True
+                if self._folders.publish(drawn.owner, name):
+                    return name, True
+                taken = False
             if self._folders.verify_published(name, drawn.done.sha256, drawn.done.size):
                 return name, False
+            if not taken:
+                raise DiskFailed(f"{printable(name)} was drawn and lost before it was published")
         raise AssertionError("there is always another name")

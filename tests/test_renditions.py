@@ -99,3 +99,16 @@ def test_what_is_published_before_a_name_is_refused_is_told(outbox: Path) -> Non
     assert sorted(path.name for path in (outbox / "shoes").iterdir()) == [
         *("a-thumb.webp", "a.png", "x")
     ]
+
+
+def test_one_that_is_lost_before_it_is_published_is_drawn_again(outbox: Path) -> None:
+    def original() -> io.BytesIO:
+        for temp in outbox.rglob(".*"):
+            temp.unlink()
+        return io.BytesIO((outbox / OUTPUT).read_bytes())
+
+    with pytest.raises(LocalFault, match=r"thumb.webp was drawn and lost"):
+        made(outbox, "thumb", "google", original=original)
+    done = made(outbox, "thumb")
+    assert done.outputs == ("shoes/a-thumb.webp",)
+    assert done.fresh == 1
