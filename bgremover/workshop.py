@@ -142,7 +142,8 @@ class Workshop:
         limits = self.craft.limits
         found = intake.Look(picture, needs_conversion=True, transparent=picture.transparent)
         options = upload.Options(limits.max_upload_bytes, limits.oversize)
-        need = budget.estimate("upload", picture.format, picture.width * picture.height)
+        area = picture.width * picture.height
+        need = budget.estimate("upload", picture.format, area, transparent=picture.transparent)
         with self._memory.taken(need), _readable():
             return upload.prepare(original, found, options, into)
 

@@ -26,7 +26,12 @@ _KEPT = {"AVIF": 3, "HEIF": 5}  # what the decoder holds on to while its picture
 _UNKNOWN = 18  # no format takes more
 
 
-def estimate(work: Work, form: str, pixels: int, result_pixels: int = 0) -> int:
+_LOSSY_ALPHA = 36  # bytes a pixel of noise: an upload that is not opaque may be a lossy WebP
+
+
+def estimate(
+    work: Work, form: str, pixels: int, result_pixels: int = 0, *, transparent: bool = False
+) -> int:
     """Return the bytes of memory that work on an original takes at most.
 
     Args:
@@ -34,12 +39,14 @@ def estimate(work: Work, form: str, pixels: int, result_pixels: int = 0) -> int:
         form: The format of the original; one that is not known yet may be any.
         pixels: Width times height of the original.
         result_pixels: The same of the result; for `finish`.
+        transparent: Whether part of the original is transparent; for `upload`.
     """
     match work:
         case "look":
             return _FIXED + _LOOK.get(form, _UNKNOWN) * pixels
         case "upload":
-            return _FIXED + _UPLOAD.get(form, _UNKNOWN) * pixels
+            packing = _LOSSY_ALPHA if transparent else 0
+            return _FIXED + (_UPLOAD.get(form, _UNKNOWN) + packing) * pixels
         case "finish":
             held = (_BITMAP + _ALPHA + _KEPT.get(form, 0)) * pixels + _BITMAP * result_pixels
             return _FIXED + max(_DECODE.get(form, _UNKNOWN) * pixels, held)

@@ -86,6 +86,19 @@ def test_work_stays_within_its_estimate(form: str, tmp_path: Path) -> None:
         assert growth(work, form, SIDE, files) <= most, work
 
 
+@pytest.mark.parametrize(
+    "form", ["WEBP", *(pytest.param(form, marks=pytest.mark.long) for form in ("PNG", "TIFF"))]
+)
+def test_an_upload_that_is_not_opaque_stays_within_its_estimate(form: str, tmp_path: Path) -> None:
+    original = tmp_path / form
+    image = Image.merge("RGBA", [Image.effect_noise(SIDE, 80) for _ in range(4)])
+    options = {"lossless": True, "quality": 0, "method": 0} if form == "WEBP" else {}
+    original.write_bytes(encoded(image, form, **options))
+    grown = growth("upload", form, SIDE, (original, original))
+    assert estimate("upload", form, PIXELS) < grown, "the case is not one"
+    assert grown <= estimate("upload", form, PIXELS, transparent=True)
+
+
 def test_the_estimate_is_neither_too_low_nor_far_too_high(tmp_path: Path) -> None:
     most = estimate("finish", "JPEG", PIXELS, PIXELS)
     assert most / 2 <= growth("finish", "JPEG", SIDE, written(tmp_path, "JPEG", SIDE)) <= most
