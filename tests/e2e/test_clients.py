@@ -6,10 +6,12 @@ there is named where it is not.
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -198,10 +200,12 @@ def test_a_scanner_that_writes_page_by_page(trip: Trip) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port that nobody has, and that no outgoing connection is given meanwhile."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 @contextmanager
@@ -221,7 +225,8 @@ def serving(command: list[str], port: int, log: Path) -> Iterator[None]:
         until(lambda: _listens(port) or _has_ended(server, log))
         yield
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # it has ended, which is told above
+            os.killpg(server.pid, signal.SIGTERM)
         server.wait(10)
 
 
@@ -261,15 +266,18 @@ SAMBA_FOLDERS = (
 
 @contextmanager
 def samba(trip: Trip) -> Iterator[int]:
-    place, port = trip.site.root / "samba", free_port()
-    for name in SAMBA_FOLDERS:
-        (place / name).mkdir(parents=True, mode=0o755)
-    folders = "\n".join(f"{name} = {place / name}" for name in SAMBA_FOLDERS)
-    config = place / "smb.conf"
-    config.write_text(SAMBA.format(port=port, folders=folders, inbox=trip.site.inbox))
-    command = ["smbd", "--foreground", "--no-process-group", "--debug-stdout", "-s", str(config)]
-    with serving(command, port, place / "log"):
-        yield port
+    port = free_port()
+    # Its sockets lie there: their paths have at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="smb") as short:
+        place = Path(short)
+        for name in SAMBA_FOLDERS:
+            (place / name).mkdir(mode=0o755)
+        folders = "\n".join(f"{name} = {place / name}" for name in SAMBA_FOLDERS)
+        config = place / "smb.conf"
+        config.write_text(SAMBA.format(port=port, folders=folders, inbox=trip.site.inbox))
+        command = ["smbd", "--foreground", "--no-process-group", "--debug-stdout"]
+        with serving([*command, "-s", str(config)], port, trip.site.root / "smbd.log"):
+            yield port
 
 
 @needs("smbd", "smbclient")
