@@ -137,7 +137,7 @@ def check(site: Site, data: bytes, sandbox: RunningSandbox, told: str) -> None:
 def test_a_call_that_fails_loses_nothing_and_costs_nothing(
     tmp_path: Path, call: str, error: str
 ) -> None:
-    assert inject_everywhere(tmp_path, call, error, step=9) >= 1
+    assert inject_everywhere(tmp_path, call, error, step=6) >= 1
 
 
 @pytest.mark.long

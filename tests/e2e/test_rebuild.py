@@ -12,7 +12,7 @@ from bgremover.sandbox.app import SandboxOptions
 from bgremover.sandbox.server import RunningSandbox
 from tests.site import KEY, Site, photo
 
-IMAGES = 12
+IMAGES = 30
 
 
 @pytest.fixture

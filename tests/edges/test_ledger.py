@@ -1264,7 +1264,7 @@ def test_a_copy_taken_while_another_writes_is_whole(tmp_path: Path) -> None:
 
 # --- growth -------------------------------------------------------------------------------------
 
-MANY = 10_000
+MANY = 20_000
 SCANNED = {"totals", "spend", "saved", "orphans", "calls"}
 """What reads every row, as it has to: sums and lists of all there is."""
 
