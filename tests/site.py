@@ -9,13 +9,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, Protocol
 
 import yaml
 from PIL import Image, ImageDraw
+
+from tests.forkserver import fork
 
 KEY = "k-3141592653589793"
 FAST = {"settle_seconds": 0.2, "poll_seconds": 0.3, "rescan_seconds": 1}
@@ -44,10 +47,37 @@ def photo(shade: int = 30, kind: str = "JPEG", size: tuple[int, int] = (96, 72))
     return buffer.getvalue()
 
 
+class Started(Protocol):
+    """A process: of `subprocess.Popen`, what the tests use."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def kill(self) -> None: ...
+
+
+Start = Callable[[Sequence[str], Path, Mapping[str, str], Sequence[int]], Started]
+"""Starts the program: what follows its name, its folder, its environment, its three streams."""
+
+
+def by_exec(
+    arguments: Sequence[str], cwd: Path, environment: Mapping[str, str], streams: Sequence[int]
+) -> Started:
+    """Start the program as a user does: with this process's umask and limits, seen by `ps`."""
+    stdin, stdout, stderr = streams
+    command = [sys.executable, "-m", "bgremover", *arguments]
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, stdin=stdin, stdout=stdout, stderr=stderr
+    )
+
+
 class Process:
     """The program, running."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, popen: Started, log: Path) -> None:
         self.popen = popen
         self._log = log
 
@@ -123,15 +153,14 @@ class Site:
 
     def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
-        return subprocess.run(
-            [sys.executable, "-m", "bgremover", *arguments],
-            cwd=self.root,
-            env={**self.environment, **environment},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        with TemporaryFile() as stdout, TemporaryFile() as stderr:
+            streams = (stdout.fileno(), stderr.fileno())
+            with self._started(arguments, environment, streams) as started:
+                code = started.wait(60)
+            for stream in (stdout, stderr):
+                stream.seek(0)
+            told = stdout.read().decode(), stderr.read().decode()
+        return subprocess.CompletedProcess(arguments, code, *told)
 
     def at_terminal(self, *arguments: str, **environment: str) -> str:
         """Run a command with a terminal of 100 columns; return all that the terminal gets."""
@@ -146,16 +175,9 @@ class Site:
         reader = threading.Thread(target=read)
         reader.start()
         try:
-            subprocess.run(
-                [sys.executable, "-m", "bgremover", *arguments],
-                cwd=self.root,
-                env={**self.environment, "TERM": "xterm", "COLUMNS": "100", **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=terminal,
-                stderr=terminal,
-                timeout=60,
-                check=False,
-            )
+            terminals = {"TERM": "xterm", "COLUMNS": "100", **environment}
+            with self._started(arguments, terminals, (terminal, terminal)) as started:
+                started.wait(60)
         finally:
             os.close(terminal)
             reader.join()
@@ -163,25 +185,31 @@ class Site:
         return shown.decode()
 
     @contextmanager
-    def running(self, *arguments: str, log: str = "log") -> Iterator[Process]:
+    def running(self, *arguments: str, log: str = "log", start: Start = fork) -> Iterator[Process]:
         """Run the daemon (or another command) beside the test; it is ended with the `with`."""
         path = self.root / log
-        with path.open("wb") as stderr:
-            popen = subprocess.Popen(
-                [sys.executable, "-m", "bgremover", *(arguments or ("run",))],
-                cwd=self.root,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-            )
-            process = Process(popen, path)
-            try:
-                yield process
-            finally:
-                if popen.poll() is None:
-                    popen.kill()
-                popen.wait()
+        with path.open("wb") as stderr, open(os.devnull, "wb") as stdout:
+            streams = (stdout.fileno(), stderr.fileno())
+            with self._started(arguments or ("run",), {}, streams, start) as started:
+                yield Process(started, path)
+
+    @contextmanager
+    def _started(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        streams: tuple[int, int],
+        start: Start = fork,
+    ) -> Iterator[Started]:
+        with open(os.devnull, "rb") as stdin:
+            whole = {**self.environment, **environment}
+            started = start(arguments, self.root, whole, (stdin.fileno(), *streams))
+        try:
+            yield started
+        finally:
+            if started.poll() is None:
+                started.kill()
+            started.wait()
 
     def files(self, folder: Path) -> set[str]:
         """All files below a folder, by their path in it."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from bgremover.sandbox.app import SandboxOptions
 from bgremover.sandbox.server import RunningSandbox
-from tests.site import KEY, Site, photo, until
+from tests.site import KEY, Site, by_exec, photo, until
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_an_image_comes_back_cut_out_and_its_original_is_archived(
     tmp_path: Path, sandbox: RunningSandbox
 ) -> None:
     site = Site(tmp_path, sandbox.url)
-    with site.running() as daemon:
+    with site.running(start=by_exec) as daemon:
         daemon.until_event("daemon.ready")
         original = photo()
         site.drop("shoes/IMG_1.jpg", original)
@@ -100,7 +100,7 @@ def test_a_mixed_inbox_survives_sigterm_and_sigkill_and_nothing_is_paid_twice(
     dropped = digests(site.inbox)
     kills = 0
     for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM):
-        with site.running() as daemon:
+        with site.running(start=by_exec) as daemon:
             daemon.until_event("image.saved")
             daemon.end(number)
             kills += number == signal.SIGKILL
@@ -173,7 +173,7 @@ def test_no_line_and_no_file_holds_the_key_or_a_signed_link(
     site = Site(tmp_path, sandbox.url, log={"level": "debug"})
     site.drop("good.jpg", photo())
     site.drop("unsafe.jpg", photo(2))
-    with site.running() as daemon:
+    with site.running(start=by_exec) as daemon:
         daemon.until_event("image.saved")
         daemon.until_event("image.quarantined")
         until(lambda: site.files(site.inbox) == set())

@@ -17,7 +17,7 @@ import pytest
 
 from bgremover.sandbox.app import SandboxOptions
 from bgremover.sandbox.server import RunningSandbox
-from tests.site import KEY, Site, photo, until
+from tests.site import KEY, Site, by_exec, photo, until
 
 SIGNATURE = b"sig="
 
@@ -47,7 +47,7 @@ def test_the_key_is_in_its_file_and_nowhere_else(tmp_path: Path, accepted: bool)
         key.chmod(0o600)
         soft, most = resource.getrlimit(resource.RLIMIT_CORE)
         resource.setrlimit(resource.RLIMIT_CORE, (most, most))
-        with site.running() as daemon:
+        with site.running(start=by_exec) as daemon:
             resource.setrlimit(resource.RLIMIT_CORE, (soft, most))
             site.drop("a.jpg", photo(1))
             site.drop("unsafe.jpg", photo(2))
@@ -72,7 +72,7 @@ def test_files_are_for_their_owner_or_by_the_umask(tmp_path: Path) -> None:
         site = Site(tmp_path, sandbox.url, log={"file": "./log.json"})
         before = os.umask(0o002)  # of a share that a group works in
         try:
-            with site.running() as daemon:
+            with site.running(start=by_exec) as daemon:
                 site.drop("a.jpg", photo(1))
                 site.drop("text.jpg", b"I am no picture. " * 20)
                 daemon.until_event("image.saved")

@@ -225,13 +225,12 @@ def test_next_image_may_follow_an_answer_at_once(start: Callable[..., Client]) -
 
 
 def test_stays_responsive_with_a_hundred_in_flight(start: Callable[..., Client]) -> None:
-    client = start(max_inflight=100, latency_seconds=1.0)
+    client = start(max_inflight=100, latency_seconds=3.0)
     with ThreadPoolExecutor(100) as pool:
         answers = [pool.submit(client.post, f"{n}.png", picture(shade=n)) for n in range(100)]
         until(lambda: client.sandbox.state.in_flight > 50)
-        began = time.monotonic()
         client.report()
-        assert time.monotonic() - began < 1.0
+        assert client.sandbox.state.in_flight > 50  # not answered only when these had been
         assert {answer.result().status_code for answer in answers} == {200}
     assert client.payments() == 100
     assert client.report()["paid_twice"] == []
