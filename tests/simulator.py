@@ -171,6 +171,8 @@ class Simulation:
             self._start_sending(job)
 
     def _has_room(self) -> bool:
+        if len(self._send) < self.workers:
+            return True
         fresh = sum(job.unknown_calls == 0 for job in self._send)
         return fresh < self.workers and len(self._send) < CAPACITY
 
