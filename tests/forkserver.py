@@ -15,6 +15,7 @@ three standard streams and a pipe, into which go the pid and, in the end, what `
 
 import atexit
 import functools
+import gc
 import importlib
 import json
 import os
@@ -212,6 +213,7 @@ if __name__ == "__main__":
             _measured_preload(config)
         case _:
             _preload()
+    gc.freeze()  # or each forked process copies all of it when it looks for garbage at its end
     with socket.socket(fileno=int(sys.argv[1])) as asked:
         call = Server(asked).serve()
     if call is not None:
