@@ -46,6 +46,7 @@ from bgremover.core.errors import (
     Unsafe,
 )
 from bgremover.edges.ideogram import WHAT_HAPPENED, ApiOptions, Ideogram, Upload
+from tests.bombs import gzip_of_spaces
 
 KEY = "key-5ec4e7-5ec4e7"
 NOW = 1_800_000_000.0
@@ -635,9 +636,7 @@ async def continue_forever(reader: asyncio.StreamReader, writer: asyncio.StreamW
         answering(http(200, b"\x1f\x8b broken", "Content-Encoding: gzip")),
         answering(http(200, b"???", "Content-Encoding: br")),
         answering(http(200, b" " * 2_000_000 + paid())),
-        answering(
-            http(200, gzip.compress(b" " * 300_000_000 + paid(), 9), "Content-Encoding: gzip")
-        ),
+        answering(http(200, gzip_of_spaces(300_000_000), "Content-Encoding: gzip")),
     ],
     ids=[
         "closed",
@@ -668,7 +667,7 @@ def test_a_picture_that_was_sent_without_a_usable_answer_is_an_unknown_charge(
 
 
 def test_a_gzip_bomb_takes_no_memory() -> None:
-    bomb = http(200, gzip.compress(b" " * 100_000_000, 9), "Content-Encoding: gzip")
+    bomb = http(200, gzip_of_spaces(100_000_000), "Content-Encoding: gzip")
     tracemalloc.start()
     try:
         fault = submit(answering(bomb), picture(1_000))

@@ -70,14 +70,14 @@ def heic(image: Image.Image, quality: int = 95) -> bytes:
 
 
 def grey_of_16_bits(image: Image.Image) -> Image.Image:
-    grey = image.convert("L").tobytes()
-    return Image.frombytes("I;16", image.size, bytes(value for v in grey for value in (77, v)))
+    grey = _in_high_bytes(image.convert("L").tobytes(), low=b"\x4d")
+    return Image.frombytes("I;16", image.size, grey)
 
 
 def tiff_of_16_bits(image: Image.Image) -> bytes:
     """Write an uncompressed TIFF by hand: Pillow writes no colours of 16 bits."""
     width, height = image.size
-    pixels = b"".join(bytes((index % 256, v)) for index, v in enumerate(image.tobytes()))
+    pixels = _in_high_bytes(image.tobytes(), low=bytes(range(256)))
     entries = [
         (256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 8 + len(pixels)), (259, 3, 1, 1),
         (262, 3, 1, 2), (273, 4, 1, 8), (277, 3, 1, 3), (278, 3, 1, height),
@@ -86,6 +86,13 @@ def tiff_of_16_bits(image: Image.Image) -> bytes:
     directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
     head = b"II*\0" + struct.pack("<I", 8 + len(pixels) + 6)
     return head + pixels + b"\x10\0" * 3 + struct.pack("<H", len(entries)) + directory + bytes(4)
+
+
+def _in_high_bytes(values: bytes, low: bytes) -> bytes:
+    pixels = bytearray(2 * len(values))
+    pixels[::2] = (low * (len(values) // len(low) + 1))[: len(values)]
+    pixels[1::2] = values
+    return bytes(pixels)
 
 
 TURNS = {
