@@ -27,7 +27,7 @@ SHORT: list[tuple[Benchmark[Any], object]] = [
     (throughput.HUNDRED, throughput.Options(30, 20, 0.05, 0.0, rounds=1, least=0.9)),
     (ceiling.BENCHMARK, ceiling.Options(30)),
     (phases.BENCHMARK, phases.Options(20, 3)),
-    (growth.BENCHMARK, growth.Options((10, 20, 40))),
+    (growth.BENCHMARK, growth.Options((10, 20, 40), rows=20, rounds=1, images=5)),
     (memory.BENCHMARK, memory.Options(200, 4, 60)),
     (latency.BENCHMARK, latency.Options(2, 20)),
     (start.BENCHMARK, start.Options(50, 1)),

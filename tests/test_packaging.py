@@ -332,11 +332,18 @@ def test_the_locks_agree() -> None:
     assert pinned(LOCKS[0]).keys() <= dev.keys()
 
 
-# --- .ci/run ---------------------------------------------------------------------------------
+# --- .ci --------------------------------------------------------------------------------------
 
 
-def test_ci_is_a_program_that_bash_can_read() -> None:
-    path = ROOT / ".ci/run"
+@pytest.mark.parametrize("name", ["run", "proofs"])
+def test_ci_is_a_program_that_bash_can_read(name: str) -> None:
+    path = ROOT / ".ci" / name
     assert path.stat().st_mode & 0o111
     assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
-    assert all(f"-r {lock}" in path.read_text(encoding="utf-8") for lock in LOCKS)
+    assert "source .ci/common" in path.read_text(encoding="utf-8")
+
+
+def test_ci_installs_what_is_pinned() -> None:
+    common = ROOT / ".ci/common"
+    assert subprocess.run(["bash", "-n", common], check=False).returncode == 0
+    assert all(f"-r {lock}" in common.read_text(encoding="utf-8") for lock in LOCKS)

@@ -70,7 +70,7 @@ def test_every_pause_is_told(kind: type[errors.BgremoverError]) -> None:
 
 def test_the_test_command_is_the_one_that_ci_runs() -> None:
     (command,) = re.findall(r"^python3 -m venv \.venv && (.*pytest)$", README, re.MULTILINE)
-    ci = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    ci = "".join((ROOT / ".ci" / name).read_text(encoding="utf-8") for name in ("common", "run"))
     install, _, run = command.partition(" && ")
     assert shlex.split(install)[-1] in ci
     assert run.rpartition("python ")[2] in ci
