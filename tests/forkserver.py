@@ -8,7 +8,7 @@ differs in what only an exec gives, and a test of that asks for one (`tests.site
 the environment.
 
 The server is this file, run as a program. It is asked over a socket: the call as JSON, with the
-three standard streams and a pipe, into which go the pid and, in the end, what `waitpid` said.
+three standard streams and a socket, into which go the pid and, in the end, the exit code.
 """
 
 # ruff: noqa: SIM115 - the standard streams stay open
