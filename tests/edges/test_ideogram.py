@@ -636,7 +636,7 @@ async def continue_forever(reader: asyncio.StreamReader, writer: asyncio.StreamW
         answering(http(200, b"\x1f\x8b broken", "Content-Encoding: gzip")),
         answering(http(200, b"???", "Content-Encoding: br")),
         answering(http(200, b" " * 2_000_000 + paid())),
-        answering(http(200, gzip_of_spaces(300_000_000), "Content-Encoding: gzip")),
+        answering(http(200, gzip_of_spaces(300_000_000, paid()), "Content-Encoding: gzip")),
     ],
     ids=[
         "closed",
