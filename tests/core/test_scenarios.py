@@ -442,7 +442,7 @@ faults = st.sampled_from([bad_key, no_money, not_allowed, refused_connection])
 windows = st.tuples(st.floats(0, 400), st.floats(1, 4000), faults, st.floats(0.01, 5))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     weather=st.lists(windows, max_size=3),
     limit=st.integers(1, 12),

@@ -1278,7 +1278,6 @@ TestUsers = Users.TestCase
 TestUsers.settings = settings(
     max_examples=40,
     stateful_step_count=25,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
 

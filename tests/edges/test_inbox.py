@@ -183,7 +183,7 @@ def test_forty_levels_down_are_found_though_the_path_is_longer_than_the_system_t
 
 @given(st.lists(fakes.paths, max_size=12))
 @example(["a.jpg", "b/c.jpg", ".hidden/x", "@eaDir/y", "b/.z"])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_lies_there_is_found_but_for_litter(paths: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         made = set()

@@ -484,7 +484,7 @@ def by_rows(jobs: Sequence[Job]) -> list[Job]:
 
 @given(st.lists(fakes.jobs, max_size=8))
 @example([a_job(), pictured(state=saved()), pictured(id="b", state=saved(), home=ELSEWHERE)])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_is_put_in_comes_back_after_a_reopen(jobs: list[Job]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         with closing(Ledger(Path(folder))) as ledger:
@@ -527,7 +527,7 @@ calls = st.builds(
     st.lists(fakes.jobs, max_size=5, unique_by=lambda job: job.id),
     st.lists(calls, max_size=5, unique_by=lambda call: call.id),
 )
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 def test_what_is_restored_and_salvaged_is_the_same(jobs: list[Job], paid: list[Call]) -> None:
     small = [replace(call, id=number) for number, call in enumerate(paid, 1)]
     with tempfile.TemporaryDirectory() as folder:
