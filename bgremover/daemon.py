@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from bgremover import __version__
+from bgremover.affinity import Affinity
 from bgremover.core.errors import Billed, LedgerDamaged, SetupError
 from bgremover.core.health import Step, Vitals, ailments
 from bgremover.core.job import Home, Job, Quarantined, Released, Saved
@@ -164,6 +165,7 @@ class Parts:
     socket: StatusSocket
     attendants: AbstractAsyncContextManager[object]
     notifier: Notifier
+    affinity: Affinity
 
 
 class Daemon:
@@ -217,6 +219,7 @@ class Daemon:
             await self._work()
             await parts.scribe.do(Ledger.end_run)
         finally:
+            parts.affinity.end()
             await parts.lookout.stop()
             await parts.scribe.aclose()
             await parts.api.aclose()
@@ -301,6 +304,7 @@ class Daemon:
         while not self._stop.is_set() and not dispatcher.done():
             if self._until_idle and self._is_over():
                 return
+            self._parts.affinity.follow()
             if not self._until_idle:
                 await self._parts.lookout.look()
                 self._parts.dispatcher.observed.looked_at = self._parts.clock.steady()

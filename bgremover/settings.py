@@ -347,6 +347,11 @@ class QueueSettings(_Section):
         le=100_000,
         description="Images claimed and waiting at most; the rest waits in the inbox.",
     )
+    share_core: bool = Field(
+        default=True,
+        description="All threads share one processor core, long picture work goes to the others; "
+        "false: each runs where the system puts it.",
+    )
 
 
 class RetrySettings(_Section):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from bgremover import __version__
+from bgremover.affinity import Affinity
 from bgremover.attendants import Attendants, hire
 from bgremover.core.budget import Budget, micro
 from bgremover.core.errors import KeyRefused, SetupError
@@ -128,14 +129,15 @@ def limits(settings: Settings) -> Limits:
     )
 
 
-def workshop(settings: Settings) -> Workshop:
+def workshop(settings: Settings, affinity: Affinity) -> Workshop:
     """Return where pictures are worked on."""
     return Workshop(
         Craft(
             limits=limits(settings),
             memory=micro(settings.pictures.max_memory_mb),
             scratch=str(settings.folders.state),
-        )
+        ),
+        affinity,
     )
 
 
@@ -189,6 +191,7 @@ def build(
     folders = open_folders(settings, inbox)
     api = open_api(settings, key, clock)
     scribe = Scribe(Ledger(state))
+    affinity = Affinity(wanted=settings.queue.share_core, steady=clock.steady)
     terms = _terms(settings, work)
     listeners: list[Callable[[Job], None]] = [told] if told else []
 
@@ -197,7 +200,7 @@ def build(
             listener(job)
 
     dispatcher = Dispatcher(
-        Pipeline(inbox, folders, scribe, api, workshop(settings), terms, clock),
+        Pipeline(inbox, folders, scribe, api, workshop(settings, affinity), terms, clock),
         pace=_pace(settings),
         rules=_rules(settings),
         size=_size(settings),
@@ -242,6 +245,7 @@ def build(
         socket=StatusSocket(state, standing.live),
         attendants=attendants,
         notifier=Notifier(),
+        affinity=affinity,
     )
 
 

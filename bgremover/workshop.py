@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import BinaryIO, TypeVar, assert_never, cast
 
+from bgremover.affinity import LONG_SECONDS, Affinity
 from bgremover.core.errors import (
     BgremoverError,
     BrokenResult,
@@ -85,10 +86,18 @@ class Rendition:
 
 
 class Workshop:
-    """All work on pictures."""
+    """All work on pictures.
 
-    def __init__(self, craft: Craft) -> None:
+    Args:
+        craft: What the configuration says about it.
+        affinity: Where its threads may run.
+    """
+
+    def __init__(self, craft: Craft, affinity: Affinity) -> None:
         self.craft = craft
+        self._affinity = affinity
+        self._under_way = 0
+        self._look_out: asyncio.TimerHandle | None = None
         self._threads = ThreadPoolExecutor(_THREADS, "pictures", initializer=_be_nice)
         self._memory = Memory(craft.memory)
 
@@ -288,14 +297,34 @@ class Workshop:
 
         def begin() -> T:
             turn.close()
-            return context.run(work)
+            with self._affinity.at_work():
+                return context.run(work)
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, begin)
+            with self._looking_out():
+                return await asyncio.get_running_loop().run_in_executor(self._threads, begin)
         except OSError as error:  # of the file that is written
             if error.errno is None:  # an encoder's word: it says nothing about this machine
                 raise
             raise local_fault(error, "working on a picture") from error
+
+    @contextlib.contextmanager
+    def _looking_out(self) -> Iterator[None]:
+        """Look out for work that lasts while there is any."""
+        self._under_way += 1
+        if self._look_out is None:
+            self._look()
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            if not self._under_way and self._look_out is not None:
+                self._look_out.cancel()
+                self._look_out = None
+
+    def _look(self) -> None:
+        self._affinity.release_long()
+        self._look_out = asyncio.get_running_loop().call_later(LONG_SECONDS, self._look)
 
 
 class Memory:

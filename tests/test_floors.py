@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "bgremover"
 FLOORS = {
     "__init__": 0,
     "core": 0,
+    "affinity": 1,
     "container": 1,
     "timing": 1,
     "sandbox": 1,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from bgremover.affinity import Affinity
 from bgremover.core.errors import BgremoverError, LocalFault, Vanished
 from bgremover.core.ignoring import Ignore
 from bgremover.core.recipe import recipe_of
@@ -43,7 +44,8 @@ def made(outbox: Path, *lines: str, original: Callable[[], io.BytesIO] = gone) -
     folders = Folders(Roots(str(outbox), "", ""), Inbox(outbox, Ignore()).holding)
     craft = Craft(Limits(10_000_000), 1_000_000_000, str(outbox))
     recipes = tuple(map(recipe_of, lines))
-    return asyncio.run(Renderer(Workshop(craft), folders).make(a_job(), OUTPUT, original, recipes))
+    renderer = Renderer(Workshop(craft, Affinity(wanted=False)), folders)
+    return asyncio.run(renderer.make(a_job(), OUTPUT, original, recipes))
 
 
 def is_told(outbox: Path) -> None:

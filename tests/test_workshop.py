@@ -16,6 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from bgremover.affinity import GIVEN, Affinity
 from bgremover.core.errors import BrokenResult, DiskFull, TooLarge, Truncated, Vanished
 from bgremover.core.recipe import recipe_of
 from bgremover.core.terms import OutputTerms
@@ -28,13 +29,14 @@ from tests.site import photo, until
 SIZE = (96, 72)
 
 
-def shop(tmp_path: Path) -> Workshop:
+def shop(tmp_path: Path, affinity: Affinity | None = None) -> Workshop:
     return Workshop(
         Craft(
             limits=Limits(10_000_000),
             memory=1_000_000_000,
             scratch=str(tmp_path),
-        )
+        ),
+        affinity or Affinity(wanted=False),
     )
 
 
@@ -152,6 +154,36 @@ def test_only_the_time_of_its_own_work_counts_for_a_step(tmp_path: Path) -> None
         return [*seen, progress.still()]
 
     assert asyncio.run(scenario()) == [0, 500, 0, 700]
+
+
+# --- cores --------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(len(GIVEN) < 2, reason="needs two processor cores")
+def test_only_work_that_lasts_runs_on_all_cores(tmp_path: Path) -> None:
+    affinity, threads = Affinity(wanted=True), list[int]()
+    work = shop(tmp_path, affinity)
+
+    def original() -> BinaryIO:
+        threads.append(threading.get_native_id())
+        assert os.sched_getaffinity(0) == {affinity.shared}
+        return io.BytesIO(photo())
+
+    def endless() -> BinaryIO:
+        threads.append(threading.get_native_id())
+        until(lambda: os.sched_getaffinity(0) == GIVEN)
+        return io.BytesIO(photo())
+
+    async def scenario() -> None:
+        affinity.follow()
+        for opener in (original, endless, original):
+            await work.look(opener)
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        affinity.end()
+    assert len(threads) == 3
 
 
 # --- the work -----------------------------------------------------------------------------------

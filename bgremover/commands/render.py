@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import click
 
+from bgremover.affinity import Affinity
 from bgremover.cli import Exit
 from bgremover.commands.common import settings_from
 from bgremover.core.errors import BgremoverError, SetupError, Vanished, Withdrawn
@@ -105,7 +106,7 @@ async def _render(
     *,
     missing: bool,
 ) -> Exit:
-    renderer, tally = Renderer(workshop(settings), folders), _Tally()
+    renderer, tally = Renderer(workshop(settings, Affinity(wanted=False)), folders), _Tally()
     for job, held in asked:
         output = job.state.output if isinstance(job.state, Saved) else ""
         notes = [held.held] if held.held is not None else []

@@ -25,6 +25,7 @@ import httpx
 import structlog
 
 from bgremover import __version__
+from bgremover.affinity import everywhere
 from bgremover.core.errors import SetupError
 from bgremover.core.notice import Happening, Message
 
@@ -415,14 +416,15 @@ async def run_command(hook: Hook, env: Mapping[str, str]) -> str | None:
         What went wrong, in words; None when it ended with 0.
     """
     try:
-        process = await asyncio.create_subprocess_exec(
-            *hook.command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            env=dict(env),
-            start_new_session=True,
-        )
+        with everywhere():
+            process = await asyncio.create_subprocess_exec(
+                *hook.command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL,
+                env=dict(env),
+                start_new_session=True,
+            )
     except (OSError, ValueError) as error:
         return f"it cannot be run: {error.strerror if isinstance(error, OSError) else error}"
     try:

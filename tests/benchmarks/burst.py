@@ -20,6 +20,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bgremover.affinity import Affinity
 from bgremover.core.ignoring import Ignore
 from bgremover.core.settling import Patience
 from bgremover.edges.inbox import Inbox
@@ -111,7 +112,8 @@ def resident() -> float:
 @asynccontextmanager
 async def busy(images: int, scratch: Path) -> AsyncIterator[None]:
     """Look at so many images all the time, as is done while calls are in flight."""
-    workshop = Workshop(Craft(Limits(25_000_000), memory=1_000_000_000, scratch=str(scratch)))
+    craft = Craft(Limits(25_000_000), memory=1_000_000_000, scratch=str(scratch))
+    workshop = Workshop(craft, Affinity(wanted=False))
     picture = large(3.0)
 
     async def work() -> None:

@@ -5,12 +5,14 @@ import io
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from bgremover.affinity import GIVEN
 from bgremover.sandbox.app import SandboxOptions
 from bgremover.sandbox.server import RunningSandbox
 from tests.site import KEY, Site, by_exec, photo, until
@@ -259,3 +261,39 @@ def test_a_file_that_is_cut_off_is_waited_for_and_leaves_nothing_in_the_ledger(
         assert {line["why"] for line in daemon.events("image.released")} <= {"replaced"}
     assert site.files(site.archive) == {"slow.jpg"}
     assert len(sandbox.state.payments) == 1
+
+
+# --- processor cores ------------------------------------------------------------------------
+
+
+def cores_of(pid: int) -> list[set[int]]:
+    return [os.sched_getaffinity(int(name)) for name in os.listdir(f"/proc/{pid}/task")]
+
+
+@pytest.mark.skipif(len(GIVEN) < 2, reason="needs two processor cores")
+def test_its_threads_share_a_core_and_its_commands_have_all(
+    tmp_path: Path, sandbox: RunningSandbox
+) -> None:
+    told = tmp_path / "told"
+    code = f"import os; open({str(told)!r}, 'w').write(str(sorted(os.sched_getaffinity(0))))"
+    command = [sys.executable, "-c", code]
+    site = Site(tmp_path / "site", sandbox.url, notify={"on_saved": command})
+    site.drop("a.jpg", photo())
+    with site.running() as daemon:
+        daemon.until_event("image.saved")
+        until(lambda: told.exists() and told.read_text().endswith("]"))
+        (shared,) = set(map(frozenset, cores_of(daemon.popen.pid)))
+        assert len(shared) == 1
+        assert daemon.end() == 0
+    assert told.read_text() == str(sorted(GIVEN))
+
+
+def test_its_threads_run_where_the_system_puts_them_if_that_is_asked_for(
+    tmp_path: Path, sandbox: RunningSandbox
+) -> None:
+    site = Site(tmp_path, sandbox.url, queue={"share_core": False})
+    site.drop("a.jpg", photo())
+    with site.running() as daemon:
+        daemon.until_event("image.saved")
+        assert all(cores == GIVEN for cores in cores_of(daemon.popen.pid))
+        assert daemon.end() == 0
