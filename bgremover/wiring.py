@@ -81,7 +81,6 @@ def open_api(settings: Settings, key: KeySource, clock: Clock) -> Ideogram:
         connect_timeout_seconds=api.connect_timeout_seconds,
         read_timeout_seconds=api.read_timeout_seconds,
         link_hosts=tuple(api.link_hosts),
-        connections=2 * settings.queue.workers + 4,
         ca_bundle=str(api.ca_bundle) if api.ca_bundle else None,
         proxy=api.proxy.get_secret_value() if api.proxy else None,
     )

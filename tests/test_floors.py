@@ -15,6 +15,7 @@ FLOORS = {
     "affinity": 1,
     "container": 1,
     "timing": 1,
+    "wire": 1,
     "sandbox": 1,
     "edges": 2,
     "studio": 3,

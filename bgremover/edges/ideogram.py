@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, BinaryIO, Literal
 from urllib.parse import quote, urljoin
+from urllib.request import getproxies
 
 import httpcore
 import httpx
@@ -57,6 +58,7 @@ from bgremover.core.errors import (
 )
 from bgremover.core.job import Receipt
 from bgremover.core.naming import printable
+from bgremover.wire import Wire
 
 CHUNK = 262_144
 LONGEST_ANSWER = 1_000_000
@@ -113,7 +115,6 @@ class ApiOptions:
         connect_timeout_seconds: Longest wait for a connection.
         read_timeout_seconds: Longest wait for the answer once an upload is out.
         link_hosts: Where results may be fetched from; see `core.answer.check_link`.
-        connections: Most connections for polls and results; each upload has one of its own.
         ca_bundle: File with the certificates to trust, PEM; None for the usual ones.
         proxy: Address of the proxy for everything; None for what the environment says. A secret.
         max_result_bytes: A larger result is not fetched.
@@ -126,7 +127,6 @@ class ApiOptions:
     connect_timeout_seconds: float
     read_timeout_seconds: float
     link_hosts: tuple[str, ...]
-    connections: int
     ca_bundle: str | None = None
     proxy: str | None = field(default=None, repr=False)
     max_result_bytes: int = 100_000_000
@@ -175,6 +175,8 @@ class Ideogram:
         self._transport = transport
         self._tls = _trusted(options.ca_bundle)
         try:
+            # No upload uses a connection twice.
+            self._uploads = self._client(kept_alive=0)
             self._others = self._client(kept_alive=_KEPT_ALIVE)
         except (OSError, ImportError, ValueError, httpx.InvalidURL) as error:
             raise SetupError(
@@ -183,21 +185,24 @@ class Ideogram:
             ) from error
 
     def _client(self, *, kept_alive: int) -> httpx.AsyncClient:
-        options = self._options
+        options, transport = self._options, self._transport
+        # Which proxy is for whom, and how it is spoken to, is httpx's business.
+        if transport is None and options.proxy is None and not getproxies():
+            transport = Wire(self._tls, kept_alive=kept_alive)
         return httpx.AsyncClient(
             verify=self._tls,
             proxy=options.proxy,
-            transport=self._transport,
+            transport=transport,
             headers={"User-Agent": f"bgremover/{__version__}", "Accept-Encoding": "identity"},
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-            limits=httpx.Limits(
-                max_connections=options.connections, max_keepalive_connections=kept_alive
-            ),
+            # How many calls there are at a time is the dispatcher's business.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=kept_alive),
             timeout=httpx.Timeout(LONGEST_SILENCE, connect=options.connect_timeout_seconds),
         )
 
     async def aclose(self) -> None:
         """Close all connections. May be called more than once."""
+        await self._uploads.aclose()
         await self._others.aclose()
 
     async def submit(self, upload: Upload) -> Receipt:
@@ -301,12 +306,8 @@ class Ideogram:
                 body.on_sent = lambda: deadline.reschedule(
                     loop.time() + options.read_timeout_seconds
                 )
-                # Of its own, so that no connection is used twice; and a pool asks each of its
-                # connections how it is whenever one comes or goes.
-                client = self._client(kept_alive=0)
-                async with _closed_in_the_end(client):
-                    request = self._upload_request(client, path, body, identity)
-                    answer = await self._answer(client, request)
+                request = self._upload_request(path, body, identity)
+                answer = await self._answer(self._uploads, request)
         except BgremoverError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it was, only `sent` tells the charge
@@ -315,7 +316,7 @@ class Ideogram:
         return answer, loop.time() - began
 
     def _upload_request(
-        self, client: httpx.AsyncClient, path: str, body: "_Body", identity: Mapping[str, str]
+        self, path: str, body: "_Body", identity: Mapping[str, str]
     ) -> httpx.Request:
         options = self._options
         timeout = httpx.Timeout(
@@ -324,7 +325,7 @@ class Ideogram:
             pool=options.connect_timeout_seconds,
             write=options.connect_timeout_seconds + CHUNK / options.min_bytes_per_second,
         )
-        return client.build_request(
+        return self._uploads.build_request(
             "POST",
             self._base + path,
             headers={**identity, **body.headers},
@@ -529,7 +530,7 @@ def _what_happened(error: BaseException, url: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _closed_in_the_end(what: httpx.AsyncClient | httpx.Response) -> AsyncIterator[None]:
+async def _closed_in_the_end(what: httpx.Response) -> AsyncIterator[None]:
     try:
         yield
     finally:

@@ -2,10 +2,8 @@
 
 import os
 import resource
-import shutil
 import ssl
 import stat
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ import pytest
 from bgremover.sandbox.app import SandboxOptions
 from bgremover.sandbox.server import RunningSandbox
 from tests.site import KEY, Site, by_exec, photo, until
+from tests.tls import self_signed
 
 SIGNATURE = b"sig="
 
@@ -102,21 +101,7 @@ def _all(site: Site) -> list[Path]:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that nobody has signed but itself, and its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the program openssl")
-    paths = tmp_path / "tls.crt", tmp_path / "tls.key"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt"),
-            *("ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=stand-in"),
-            *("-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-out", str(paths[0]), "-keyout", str(paths[1])),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return paths
+    return self_signed(tmp_path)
 
 
 @contextmanager

@@ -50,6 +50,7 @@ class Witness:
     """Where the API is."""
 
     url: str
+    transport: httpx.AsyncBaseTransport | None = None
 
     def ask(
         self, call: Callable[[Ideogram], Awaitable[Any]], *, key: str = KEY, flow: str = "sync"
@@ -61,9 +62,8 @@ class Witness:
                 connect_timeout_seconds=5,
                 read_timeout_seconds=5,
                 link_hosts=("ideogram.ai", "*.ideogram.ai"),
-                connections=4,
             )
-            api = Ideogram(options, lambda: key)
+            api = Ideogram(options, lambda: key, transport=self.transport)
             try:
                 return await call(api)
             except BgremoverError as fault:
@@ -83,7 +83,7 @@ def witness(request: pytest.FixtureRequest) -> Iterator[Witness]:
     else:
         with respx.mock(assert_all_called=False) as router:
             _as_documented(router)
-            yield Witness(DOCUMENTED)
+            yield Witness(DOCUMENTED, httpx.AsyncHTTPTransport())
 
 
 def _as_documented(router: respx.MockRouter) -> None:
@@ -210,7 +210,8 @@ def test_too_many_in_flight_is_told_with_the_limit() -> None:
     }
     with respx.mock(base_url=DOCUMENTED) as router:
         router.post(V1).respond(429, json=documented)
-        first = Witness(DOCUMENTED).ask(lambda api: api.submit(upload()))
+        documented_api = Witness(DOCUMENTED, httpx.AsyncHTTPTransport())
+        first = documented_api.ask(lambda api: api.submit(upload()))
     with RunningSandbox(SandboxOptions(key=KEY, max_inflight=0)) as sandbox:
         second = Witness(sandbox.url).ask(lambda api: api.submit(upload()))
     for fault, limit in ((first, 10), (second, None)):

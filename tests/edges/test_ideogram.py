@@ -57,7 +57,6 @@ OPTIONS = ApiOptions(
     connect_timeout_seconds=1.0,
     read_timeout_seconds=5.0,
     link_hosts=("ideogram.ai", "*.ideogram.ai"),
-    connections=4,
     fetch_deadline_seconds=5.0,
     min_bytes_per_second=1e6,
 )
@@ -65,11 +64,14 @@ OPTIONS = ApiOptions(
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+@pytest.fixture(autouse=True, params=["straight", "where others go through a proxy"])
+def _no_proxy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try all of this on both transports: where a proxy is told of, httpx's own is used."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
+    if request.param != "straight":
+        monkeypatch.setenv("NO_PROXY", "nobody.example")
 
 
 def paid(link: str = LINK) -> bytes:
@@ -443,7 +445,7 @@ def test_no_upload_waits_for_the_connection_of_another() -> None:
 
     async def scene() -> None:
         async with serving(silent) as server:
-            options = replace(OPTIONS, base_url=server.url, connections=1)
+            options = replace(OPTIONS, base_url=server.url)
             async with opened(options) as api:
                 calls = [asyncio.create_task(api.submit(picture())) for _ in range(2)]
                 await until(lambda: server.connections == len(calls))
