@@ -19,7 +19,6 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, cast
 
 import h11
-import httpcore
 import httpx
 
 LONGEST_HEAD = 102_400
@@ -355,7 +354,7 @@ class _Connection:
         """Send a request; return the head of the answer."""
         self._longest = request.extensions.get("timeout", {})
         # Who refuses early may close at once, and its answer tells why.
-        with suppress(httpx.WriteError, httpcore.WriteError):
+        with suppress(httpx.WriteError):
             await self._send(request)
         while True:
             match await self._event():

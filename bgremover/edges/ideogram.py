@@ -21,11 +21,10 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from urllib.parse import quote, urljoin
 from urllib.request import getproxies
 
-import httpcore
 import httpx
 
 from bgremover import __version__
@@ -58,7 +57,10 @@ from bgremover.core.errors import (
 )
 from bgremover.core.job import Receipt
 from bgremover.core.naming import printable
-from bgremover.wire import Wire
+from bgremover.wire import Line, Wire
+
+if TYPE_CHECKING:
+    import httpcore
 
 CHUNK = 262_144
 LONGEST_ANSWER = 1_000_000
@@ -437,7 +439,7 @@ class _Body(httpx.AsyncByteStream):
         }
         self.on_sent: Callable[[], None] = lambda: None
         self.sent = False
-        self._plain: httpcore.AsyncNetworkStream | None = None
+        self._plain: Line | httpcore.AsyncNetworkStream | None = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         head = self._head  # goes out with the first piece: each piece is a packet of its own
@@ -479,10 +481,10 @@ class _Body(httpx.AsyncByteStream):
 
     def _heed_early_answer(self) -> None:
         # A server that refuses before it has read everything may close right away; the reset
-        # that follows the next piece would wipe out its answer. httpcore takes a WriteError as
-        # the sign to read the answer now. Under TLS a readable socket may hold session tickets.
+        # that follows the next piece would wipe out its answer. Under TLS a readable socket may
+        # hold session tickets.
         if self._plain is not None and self._plain.get_extra_info("is_readable"):
-            raise httpcore.WriteError("the server answers already")
+            raise _answered_early(self._plain)
 
     async def _piece(self, at: int, size: int) -> bytes:
         file = self._upload.file
@@ -493,6 +495,15 @@ class _Body(httpx.AsyncByteStream):
 
         with _naming("reading the original"):
             return await asyncio.to_thread(read)
+
+
+def _answered_early(stream: "Line | httpcore.AsyncNetworkStream") -> Exception:
+    """Return what is the sign for a transport to read the answer now."""
+    if isinstance(stream, Line):
+        return httpx.WriteError("the server answers already")
+    import httpcore  # noqa: PLC0415 - who comes here has it, nobody else needs it
+
+    return httpcore.WriteError("the server answers already")
 
 
 class _PublicOnly:
