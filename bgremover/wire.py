@@ -144,11 +144,6 @@ class Line(asyncio.Protocol):
         self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
-    def is_over(self) -> bool:
-        """Whether the other side has ended it."""
-        return self._over
-
-    @property
     def is_readable(self) -> bool:
         """Whether something has come, or the end."""
         return bool(self._unread) or self._over or _is_readable(self.get_extra_info("socket"))
