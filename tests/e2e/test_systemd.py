@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from bgremover.affinity import GIVEN
 from tests import debian
 from tests.site import KEY, photo, until
 
@@ -289,6 +290,16 @@ def test_what_is_dropped_is_cut_out_and_told_in_the_journal(service: Service) ->
     assert sorted(os.listdir(service.share / "archive")) == names
     assert service.shows(ActiveState="active", NRestarts="0")
     until(lambda: service.show("StatusText") == "0 in flight, 0 waiting")
+
+
+def test_its_threads_share_a_core_and_pictures_stand_back(service: Service) -> None:
+    service.control("start")
+    service.drop("a.jpg")
+    service.until_cut_out("a.jpg")
+    threads = [int(name) for name in os.listdir(f"/proc/{service.pid}/task")]
+    if len(GIVEN) > 1:
+        assert {len(os.sched_getaffinity(thread)) for thread in threads} == {1}
+    assert 10 in {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads}
 
 
 def test_it_is_ready_and_says_so_while_the_api_is_away(service: Service) -> None:
