@@ -82,9 +82,9 @@ class Affinity:
         try:
             core = self._choose()
             if core != self._shared:
+                self._shared = core
                 _bind(_threads() - self._released, {core})
             os.sched_setaffinity(0, {core})
-            self._shared = core
         except OSError:  # a sandbox that forbids it: it was to be faster, not to be at all
             self.end()
             self._wanted = False

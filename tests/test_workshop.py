@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from bgremover.affinity import GIVEN, Affinity
+from bgremover.affinity import GIVEN, LONG_SECONDS, Affinity
 from bgremover.core.errors import BrokenResult, DiskFull, TooLarge, Truncated, Vanished
 from bgremover.core.recipe import recipe_of
 from bgremover.core.terms import OutputTerms
@@ -161,7 +161,8 @@ def test_only_the_time_of_its_own_work_counts_for_a_step(tmp_path: Path) -> None
 
 @pytest.mark.skipif(len(GIVEN) < 2, reason="needs two processor cores")
 def test_only_work_that_lasts_runs_on_all_cores(tmp_path: Path) -> None:
-    affinity, threads = Affinity(wanted=True), list[int]()
+    clock, threads = Hand(), list[int]()
+    affinity = Affinity(wanted=True, steady=clock)
     work = shop(tmp_path, affinity)
 
     def original() -> BinaryIO:
@@ -171,6 +172,7 @@ def test_only_work_that_lasts_runs_on_all_cores(tmp_path: Path) -> None:
 
     def endless() -> BinaryIO:
         threads.append(threading.get_native_id())
+        clock.now += LONG_SECONDS
         until(lambda: os.sched_getaffinity(0) == GIVEN)
         return io.BytesIO(photo())
 

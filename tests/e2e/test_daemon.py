@@ -282,8 +282,11 @@ def test_its_threads_share_a_core_and_its_commands_have_all(
     with site.running() as daemon:
         daemon.until_event("image.saved")
         until(lambda: told.exists() and told.read_text().endswith("]"))
-        (shared,) = set(map(frozenset, cores_of(daemon.popen.pid)))
+        shared, cores = os.sched_getaffinity(daemon.popen.pid), cores_of(daemon.popen.pid)
         assert len(shared) == 1
+        # The workshop's two threads may have had work that lasted.
+        assert all(one == GIVEN for one in cores if one != shared)
+        assert cores.count(shared) >= len(cores) - 2 > 0
         assert daemon.end() == 0
     assert told.read_text() == str(sorted(GIVEN))
 
