@@ -503,21 +503,29 @@ HUGE = {
 }
 
 
+def least_work(call: Callable[[], object]) -> float:
+    """Return the CPU seconds that a call takes in this thread: no more is added by others."""
+    spent = []
+    for _ in range(3):
+        began = time.thread_time()
+        call()
+        spent.append(time.thread_time() - began)
+    return min(spent)
+
+
 @pytest.mark.parametrize("name", HUGE)
 def test_a_bomb_is_refused_from_its_header(name: str) -> None:
     assert len(HUGE[name]) < 310_000
-    began = time.process_time()
+    assert least_work(lambda: fault_of(HUGE[name])) < 0.1
     fault = fault_of(HUGE[name])
-    assert time.process_time() - began < 0.1
     assert isinstance(fault, TooManyPixels)
     assert "at most 100 are taken" in fault.message
 
 
 def test_what_comes_after_the_last_row_is_not_unpacked() -> None:
     bomb = png(header(1, 1), chunk(b"IDAT", BLANK))
-    began = time.process_time()
     assert look(bomb).width == 1
-    assert time.process_time() - began < 0.1
+    assert least_work(lambda: look(bomb)) < 0.1
 
 
 PEAK = """
