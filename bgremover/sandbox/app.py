@@ -27,6 +27,7 @@ from PIL import Image, ImageDraw
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -47,7 +48,7 @@ from bgremover.sandbox.faults import (
 )
 from bgremover.sandbox.matte import NotAnImage, cut_png, encode_png
 from bgremover.sandbox.state import Generation, Outcome, Payment, Results, SandboxState
-from bgremover.sandbox.wire import Dripping, Dropped, HalfSent, RequestIds, peek
+from bgremover.sandbox.wire import Dripping, Dropped, HalfSent, RequestIds, form_of, peek
 
 _POLLS, _POLL_WINDOW = 1000, 10.0
 _AROUND_THE_IMAGE = 10_000
@@ -140,6 +141,7 @@ class Sandbox:
             exception_handlers={
                 _Refusal: _refused,
                 HTTPException: _not_served,
+                MultiPartException: _not_read,
                 ClientDisconnect: _left,
             },
             lifespan=self._lifespan,
@@ -217,7 +219,7 @@ class Sandbox:
         announced = request.headers.get("Content-Length", "")
         if announced.isdecimal():
             self._check_size(int(announced) - _AROUND_THE_IMAGE)
-        async with request.form(max_files=1) as form:
+        async with form_of(request) as form:
             image = form.get("image")
             if not isinstance(image, UploadFile):
                 raise _Refusal(400, "the file field `image` is missing")
@@ -465,6 +467,10 @@ async def _refused(_request: Request, error: Exception) -> Response:
 async def _not_served(_request: Request, error: Exception) -> Response:
     fault = cast(HTTPException, error)
     return JSONResponse({"error": fault.detail}, fault.status_code, fault.headers)
+
+
+async def _not_read(_request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": cast(MultiPartException, error).message}, 400)
 
 
 async def _left(_request: Request, _error: Exception) -> Response:

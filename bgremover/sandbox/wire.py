@@ -4,9 +4,11 @@ import asyncio
 import re
 import uuid
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import FormData, MutableHeaders
+from starlette.formparsers import MultiPartParser
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -111,6 +113,30 @@ class RequestIds:
     def _count(self, scope: Scope, message: Message) -> None:
         if not scope["path"].startswith("/sandbox/"):
             self._answers[f"{scope['method']} {message['status']}"] += 1
+
+
+class _InMemory(MultiPartParser):
+    """Spares the thread that would write each piece of a file to disk: all of it is read anyway."""
+
+    spool_max_size = 1 << 30
+
+
+@asynccontextmanager
+async def form_of(request: Request) -> AsyncIterator[FormData]:
+    """Yield a multipart form with at most one file; a request of another kind has an empty one.
+
+    Raises:
+        MultiPartException: It breaks the format.
+    """
+    if not request.headers.get("Content-Type", "").startswith("multipart/form-data"):
+        yield FormData()
+        return
+    async with aclosing(request.stream()) as stream:
+        form = await _InMemory(request.headers, stream, max_files=1).parse()
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 async def peek(
