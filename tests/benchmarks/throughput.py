@@ -5,10 +5,12 @@
 The limit is `workers / latency`. The same images go through bare clients (the POST and the fetch,
 nothing else) and through `bgremover once` with every check, fsync and ledger write, in turn,
 several times; the median counts. Wall times are from the first to the last image; CPU is that of
-the whole process. A bare client has all its calls in flight at once; `once` begins with a single
-one, as every start does, and `run` is met when it has grown to all of them in earlier work. With
-`--megabytes 0` the images are small: of 200 large ones a second two cores could not even send
-the bytes.
+the whole process. The stand-in's own work comes on top of its latency, even for a call that has
+it for itself: what is reached of the limit at that time is told too.
+
+A bare client has all its calls in flight at once; `once` begins with a single one, as every start
+does, and `run` is met when it has grown to all of them in earlier work. With `--megabytes 0` the
+images are small: of 200 large ones a second two cores could not even send the bytes.
 """
 
 import importlib.util
@@ -19,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.benchmarks.clients import CURL
+from tests.benchmarks.clients import CURL, lone_call
 from tests.benchmarks.figures import Benchmark, Figure, alone
 from tests.benchmarks.ground import (
     Place,
@@ -84,9 +86,10 @@ def measure(options: Options, place: Path) -> list[Figure]:
                 root = place / f"{client}-{number}"
                 root.mkdir()
                 found.append(_shift(client, options, api, paths, root))
+        lone = lone_call(api.url, paths[0])
     skipped = [client for client in CLIENTS if client not in clients]
     return [
-        *_told(options, shifts),
+        *_told(options, shifts, lone),
         *(Figure(NAMES[one], None, "", note=f"skipped: {lacking(one)}") for one in skipped),
     ]
 
@@ -173,7 +176,7 @@ def lacking(client: str) -> str | None:
 # --- the figures ----------------------------------------------------------------------------
 
 
-def _told(options: Options, shifts: dict[str, list[Shift]]) -> Iterator[Figure]:
+def _told(options: Options, shifts: dict[str, list[Shift]], lone: float) -> Iterator[Figure]:
     limit, pace = options.workers / options.latency, f"{options.workers} workers"
     rates = {
         client: options.images / statistics.median(one.run.wall for one in found)
@@ -189,6 +192,8 @@ def _told(options: Options, shifts: dict[str, list[Shift]]) -> Iterator[Figure]:
     steady = statistics.median(one.rate for one in shifts[OURS]) / limit
     name = f"{OURS}, without ramp and tail"
     yield Figure(name, steady, "x", to="limit", least=options.least)
+    to = f"limit at {lone:.3f} s, a lone call"
+    yield Figure(name, steady * lone / options.latency, "x", to=to)
     for client in [client for client in rates if client not in (OURS, WARM)]:
         for ours in (OURS, WARM):
             most = options.slower if (ours, client) == (WARM, "httpx") else None
@@ -222,7 +227,7 @@ BENCHMARK = Benchmark(
 HUNDRED = Benchmark(
     "hundred",
     "100 workers, 0.5 s, small images: the same",
-    Options(images=4000, workers=100, megabytes=0.0, rounds=1, least=0.9, slower=None),
+    Options(images=10_000, workers=100, megabytes=0.0, rounds=1, least=0.9, slower=None),
     Options(images=2000, workers=100, megabytes=0.0, rounds=1, least=0.9, slower=None),
     measure,
 )
