@@ -9,6 +9,7 @@ at which an upload goes out on it would leave an unknown charge.
 
 import asyncio
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -57,7 +58,7 @@ from bgremover.core.errors import (
 )
 from bgremover.core.job import Receipt
 from bgremover.core.naming import printable
-from bgremover.wire import Line, Wire
+from bgremover.wire import Line, Trace, Wire
 
 if TYPE_CHECKING:
     import httpcore
@@ -174,33 +175,27 @@ class Ideogram:
         self._base = options.base_url.rstrip("/")
         self._key = key
         self._clock = clock
-        self._transport = transport
         self._tls = _trusted(options.ca_bundle)
+        self._headers = {
+            "User-Agent": f"bgremover/{__version__}",
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
+        }
         try:
             # No upload uses a connection twice.
-            self._uploads = self._client(kept_alive=0)
-            self._others = self._client(kept_alive=_KEPT_ALIVE)
+            self._uploads = transport or self._way(kept_alive=0)
+            self._others = transport or self._way(kept_alive=_KEPT_ALIVE)
         except (OSError, ImportError, ValueError, httpx.InvalidURL) as error:
             raise SetupError(
                 "the network cannot be set up from api.proxy and the environment (*_PROXY): "
                 f"{type(error).__name__}"
             ) from error
 
-    def _client(self, *, kept_alive: int) -> httpx.AsyncClient:
-        options, transport = self._options, self._transport
-        # Which proxy is for whom, and how it is spoken to, is httpx's business.
-        if transport is None and options.proxy is None and not getproxies():
-            transport = Wire(self._tls, kept_alive=kept_alive)
-        return httpx.AsyncClient(
-            verify=self._tls,
-            proxy=options.proxy,
-            transport=transport,
-            headers={"User-Agent": f"bgremover/{__version__}", "Accept-Encoding": "identity"},
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-            # How many calls there are at a time is the dispatcher's business.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=kept_alive),
-            timeout=httpx.Timeout(LONGEST_SILENCE, connect=options.connect_timeout_seconds),
-        )
+    def _way(self, *, kept_alive: int) -> httpx.AsyncBaseTransport:
+        proxy = self._options.proxy
+        if proxy is None and not getproxies():
+            return Wire(self._tls, kept_alive=kept_alive)
+        return _ByProxy(proxy, self._tls, kept_alive)
 
     async def aclose(self) -> None:
         """Close all connections. May be called more than once."""
@@ -258,7 +253,7 @@ class Ideogram:
         url = f"{self._base}/v2/generations/{quote(generation_id, safe='')}"
         identity = self._identity()
         try:
-            request = self._others.build_request("GET", url, headers=identity)
+            request = self._request("GET", url, identity)
             async with asyncio.timeout(min(LONGEST_POLL, self._options.read_timeout_seconds)):
                 answer = await self._answer(self._others, request)
         except BgremoverError:
@@ -327,14 +322,25 @@ class Ideogram:
             pool=options.connect_timeout_seconds,
             write=options.connect_timeout_seconds + CHUNK / options.min_bytes_per_second,
         )
-        return self._uploads.build_request(
-            "POST",
-            self._base + path,
-            headers={**identity, **body.headers},
-            content=body,
-            timeout=timeout,
-            extensions={"trace": body.trace},
-        )
+        url = _parsed(self._base + path)
+        headers = {**identity, **body.headers}
+        return self._request("POST", url, headers, body, timeout=timeout, trace=body.trace)
+
+    def _request(
+        self,
+        method: str,
+        url: str | httpx.URL,
+        headers: Mapping[str, str],
+        content: "_Body | None" = None,
+        *,
+        timeout: httpx.Timeout | None = None,
+        trace: Trace | None = None,
+    ) -> httpx.Request:
+        connect = self._options.connect_timeout_seconds
+        timeout = timeout or httpx.Timeout(LONGEST_SILENCE, connect=connect)
+        extensions = {"timeout": timeout.as_dict(), **({} if trace is None else {"trace": trace})}
+        headers = {**self._headers, **headers}
+        return httpx.Request(method, url, headers=headers, content=content, extensions=extensions)
 
     def _identity(self) -> dict[str, str]:
         key = self._key()
@@ -342,8 +348,8 @@ class Ideogram:
             raise KeyRefused("the key is empty or holds characters that no key has")
         return {"Api-Key": key}
 
-    async def _answer(self, client: httpx.AsyncClient, request: httpx.Request) -> _Raw:
-        response = await client.send(request, stream=True)
+    async def _answer(self, way: httpx.AsyncBaseTransport, request: httpx.Request) -> _Raw:
+        response = await way.handle_async_request(request)
         async with _closed_in_the_end(response):
             body = await _content(response)
         secret = request.headers["Api-Key"].encode()
@@ -364,9 +370,9 @@ class Ideogram:
 
     async def _open(self, link: str) -> httpx.Response:
         check_link(link, self._base, self._options.link_hosts)
-        extensions = {} if is_own_host(link, self._base) else {"trace": _PublicOnly(link)}
-        request = self._others.build_request("GET", link, extensions=extensions)
-        return await self._others.send(request, stream=True)
+        trace = None if is_own_host(link, self._base) else _PublicOnly(link)
+        request = self._request("GET", link, {}, trace=trace)
+        return await self._others.handle_async_request(request)
 
     async def _save(self, response: httpx.Response, link: str, into: BinaryIO) -> int:
         if response.status_code != _OK:
@@ -405,6 +411,29 @@ class Ideogram:
                 raise LinkFailed("the result comes too slowly", billed=Billed.YES)
         await _write(into, gathered)
         return size
+
+
+class _ByProxy(httpx.AsyncBaseTransport):
+    """Leaves it to httpx's client which proxy is for whom, and how it is spoken to."""
+
+    def __init__(self, proxy: str | None, tls: ssl.SSLContext, kept_alive: int) -> None:
+        self._client = httpx.AsyncClient(
+            verify=tls,
+            proxy=proxy,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+            # How many calls there are at a time is the dispatcher's business.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=kept_alive),
+        )
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self._client.send(request, stream=True)
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+
+_parsed = functools.lru_cache(maxsize=8)(httpx.URL)
+"""Of the same few addresses the program asks all the time, and parsing looks at each character."""
 
 
 def _trusted(bundle: str | None) -> ssl.SSLContext:
