@@ -158,14 +158,15 @@ class Line(asyncio.Protocol):
             case _:
                 return self._transport.get_extra_info(info)
 
-    async def read(self) -> bytes:
+    async def read(self, longest: float | None = None) -> bytes:
         """Wait for something, and return some of what is there; nothing is the end.
 
         Raises:
+            TimeoutError: Nothing came within `longest` seconds.
             OSError: The connection broke.
         """
         if not self._unread and not self._over:
-            await self._wait("read")
+            await self._wait("read", longest)
         if not self._unread and self._error is not None:
             raise self._error
         came = bytes(self._unread[:_PIECE])
@@ -176,15 +177,16 @@ class Line(asyncio.Protocol):
             self._transport.resume_reading()
         return came
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes, longest: float | None = None) -> None:
         """Write, and wait until the kernel has taken it all.
 
         Raises:
+            TimeoutError: It had not within `longest` seconds.
             OSError: The connection broke.
         """
         self._transport.write(data)
         if self._full and not self._transport.is_closing():
-            await self._wait("write")
+            await self._wait("write", longest)
         # One that fails at once is told of later, when it is closed.
         if self._transport.is_closing():
             raise self._error or ConnectionResetError("the connection is closed")
@@ -198,11 +200,12 @@ class Line(asyncio.Protocol):
         self.abort()
         await asyncio.wait([self._closed])  # which leaves it alone when whoever waits is cancelled
 
-    async def _wait(self, what: str) -> None:
+    async def _wait(self, what: str, longest: float | None) -> None:
         waiting = asyncio.get_running_loop().create_future()
         self._waiting[what] = waiting
         try:
-            await waiting
+            async with asyncio.timeout(longest):
+                await waiting
         finally:
             del self._waiting[what]
 
@@ -283,45 +286,45 @@ class Tls:
         Raises:
             OSError: The other side cannot, or is not who it should be.
         """
-        while not await self._tried(self._tls.do_handshake):
-            await self._more()
-        await self._flush()
+        while not await self._tried(self._tls.do_handshake, None):
+            await self._more(None)
+        await self._flush(None)
 
-    async def read(self) -> bytes:
+    async def read(self, longest: float | None = None) -> bytes:
         """As `Line.read`."""
         got: list[bytes] = []
-        while not await self._tried(lambda: got.append(self._tls.read(_PIECE))):
-            await self._more()
+        while not await self._tried(lambda: got.append(self._tls.read(_PIECE)), longest):
+            await self._more(longest)
         with suppress(OSError):  # what has come has come
-            await self._flush()
+            await self._flush(longest)
         return got[0] if got else b""
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes, longest: float | None = None) -> None:
         """As `Line.write`."""
         self._tls.write(data)
-        await self._flush()
+        await self._flush(longest)
 
-    async def _tried(self, step: Callable[[], object]) -> bool:
+    async def _tried(self, step: Callable[[], object], longest: float | None) -> bool:
         try:
             step()
         except ssl.SSLWantReadError:
-            await self._flush()
+            await self._flush(longest)
             return False
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             if step == self._tls.do_handshake:
                 raise
         return True
 
-    async def _more(self) -> None:
-        came = await self._line.read()
+    async def _more(self, longest: float | None) -> None:
+        came = await self._line.read(longest)
         if came:
             self._came.write(came)
         else:
             self._came.write_eof()
 
-    async def _flush(self) -> None:
+    async def _flush(self, longest: float | None) -> None:
         if self._goes.pending:
-            await self._line.write(self._goes.read())
+            await self._line.write(self._goes.read(), longest)
 
 
 async def under_tls(line: Line, tls: ssl.SSLContext, host: str) -> Tls:
@@ -397,8 +400,7 @@ class _Connection:
             data = self._http.send(event)
         if data:
             with _named(httpx.WriteTimeout, httpx.WriteError):
-                async with asyncio.timeout(self._longest.get("write")):
-                    await self._way.write(data)
+                await self._way.write(data, self._longest.get("write"))
 
     async def _event(self) -> h11.Event | type[h11.PAUSED]:
         while True:
@@ -407,8 +409,7 @@ class _Connection:
             if event is not h11.NEED_DATA:
                 return cast("h11.Event | type[h11.PAUSED]", event)
             with _named(httpx.ReadTimeout, httpx.ReadError):
-                async with asyncio.timeout(self._longest.get("read")):
-                    came = await self._way.read()
+                came = await self._way.read(self._longest.get("read"))
             self._http.receive_data(came)
 
 

@@ -434,6 +434,56 @@ def test_a_host_never_sees_the_connection_of_another() -> None:
     asyncio.run(scene())
 
 
+async def deaf(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    await asyncio.Event().wait()
+
+
+async def dumb(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    await request_of(reader)
+    await asyncio.Event().wait()
+
+
+async def stuck(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await request_of(reader)
+    writer.write(said(b"x" * 100)[:-50])
+    await asyncio.Event().wait()
+
+
+STALLS = {
+    "in the request": (deaf, httpx.Timeout(20, write=0.1), httpx.WriteTimeout),
+    "before the answer": (dumb, httpx.Timeout(20, read=0.1), httpx.ReadTimeout),
+    "in the answer": (stuck, httpx.Timeout(20, read=0.1), httpx.ReadTimeout),
+}
+
+
+@pytest.mark.parametrize(("handler", "limits", "told"), STALLS.values(), ids=STALLS)
+def test_nobody_waits_longer_than_is_said(
+    handler: Handler, limits: httpx.Timeout, told: type[Exception]
+) -> None:
+    asyncio.run(stalled(handler, limits, told))
+
+
+@pytest.mark.parametrize(("handler", "limits", "told"), STALLS.values(), ids=STALLS)
+def test_nobody_waits_longer_than_is_said_under_tls(
+    trust: Trust, handler: Handler, limits: httpx.Timeout, told: type[Exception]
+) -> None:
+    asyncio.run(stalled(handler, limits, told, trust))
+
+
+async def stalled(
+    handler: Handler,
+    limits: httpx.Timeout,
+    told: type[Exception],
+    trust: Trust | None = None,
+) -> None:
+    theirs, ours = (trust.server, trust.client) if trust else (None, PLAIN)
+    serves = serving(handler, theirs, receive_buffer=8192)
+    async with asyncio.timeout(10), serves as server, client(ours) as opened:
+        with pytest.raises(told):
+            await opened.post(server.url, content=bytes(8 * MEGABYTE), timeout=limits)
+        await server.seen(lambda one: one.connections == 1)
+
+
 def test_a_cancelled_request_leaves_no_connection() -> None:
     async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.read()
