@@ -522,8 +522,24 @@ class _Body(httpx.AsyncByteStream):
             file.seek(at)
             return file.read(size)
 
+        # It was looked at a moment ago, so that most often no disk has to be waited for.
+        if piece := _at_hand(file, at, size):
+            return piece
         with _naming("reading the original"):
             return await asyncio.to_thread(read)
+
+
+def _at_hand(file: BinaryIO, at: int, size: int) -> bytes:
+    """Return what of a file is in memory from `at` on; nothing where that would have to wait."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return b""
+    buffer = bytearray(size)
+    try:
+        # preadv2(2): reads from the page cache or fails; not every file system knows it.
+        there = os.preadv(file.fileno(), [buffer], at, os.RWF_NOWAIT)
+    except OSError:
+        return b""
+    return bytes(memoryview(buffer)[:there])
 
 
 def _answered_early(stream: "Line | httpcore.AsyncNetworkStream") -> Exception:

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import logging
+import os
 import socket
 import struct
 import threading
@@ -524,6 +525,51 @@ def test_a_file_is_sent_from_its_start() -> None:
     upload = picture(100_000)
     upload.file.read()
     assert getattr(submit(answering(http(200, paid())), upload), "link", None) == LINK
+
+
+def on_disk(path: Path, *, forgotten: bool) -> bytes:
+    """Write a file that the kernel has in memory, or has forgotten; return its content."""
+    content = os.urandom(600_000)
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        if forgotten:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return content
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_file_is_sent_as_it_is(tmp_path: Path, *, forgotten: bool) -> None:
+    content = on_disk(tmp_path / "a.jpg", forgotten=forgotten)
+    requests: list[bytes] = []
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(await request_of(reader))
+        writer.write(http(200, paid()))
+
+    with (tmp_path / "a.jpg").open("rb") as file:
+        submit(handler, Upload(file, "a.jpg", "image/jpeg", len(content)))
+    assert content in requests[0]
+
+
+class Unread(io.FileIO):
+    def readinto(self, _buffer: object, /) -> int:
+        raise AssertionError("read the slow way")
+
+    def read(self, _size: int | None = -1, /) -> bytes:
+        raise AssertionError("read the slow way")
+
+
+def test_what_the_kernel_has_in_memory_is_not_waited_for_in_a_thread(tmp_path: Path) -> None:
+    content = on_disk(tmp_path / "a.jpg", forgotten=False)
+    with Unread(tmp_path / "a.jpg") as file:
+        try:
+            os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
+        except OSError:
+            pytest.skip("needs a file system that knows RWF_NOWAIT, as ext4 and xfs")
+        upload = Upload(file, "a.jpg", "image/jpeg", len(content))
+        assert getattr(submit(answering(http(200, paid())), upload), "link", None) == LINK
 
 
 def test_a_slow_file_does_not_hold_up_the_loop() -> None:
